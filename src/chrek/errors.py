@@ -1,0 +1,267 @@
+"""Every error ChReK raises on purpose, and the closed list of reasons.
+
+::
+
+    ChrekError                  exit 1
+    ├── UsageError              exit 2    a bad option, or a bad value in the environment
+    ├── CaptureFailed           exit 170  the application was unharmed
+    ├── RestoreFailed           exit 171  a cold start would work
+    └── Refused                 exit 172  nothing was touched
+
+Each carries a `Reason` (a stable code that programs may compare), a message that says what happened
+to what, and a cure that says what to do next. The tables in ``docs/reasons.md`` are generated from
+this module.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class ExitCode(int, Enum):
+    """How ChReK's programs end; an application that ran gives its own status instead."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    CAPTURE_FAILED = 170
+    RESTORE_FAILED = 171
+    REFUSED = 172
+
+
+class Reason(Enum):
+    """A stable reason code, what it means, and the usual cure.
+
+    The name is the code. A raise may give a more exact cure; it may not invent a code.
+    """
+
+    summary: str
+    cure: str
+
+    def __init__(self, summary: str, cure: str) -> None:
+        self.summary = summary
+        self.cure = cure
+
+    @property
+    def code(self) -> str:
+        """The code as users see it, for example ``IO_URING_IN_USE``."""
+        return self.name
+
+    # --- usage ---------------------------------------------------------------------------------
+    BAD_VALUE = (
+        "An option or environment variable has a value that is not allowed.",
+        "Set it to one of the values that the message lists.",
+    )
+    BAD_ID = (
+        "A checkpoint id is not 1 to 63 characters of A-Z a-z 0-9 . _ - starting with a letter or digit.",
+        "Choose an id of that form; it becomes the name of a directory.",
+    )
+    NO_COMMAND = (
+        "There is no application command to run.",
+        "Give the command after --, or set args in the pod.",
+    )
+
+    # --- this host -----------------------------------------------------------------------------
+    NOT_SUPPORTED_HERE = (
+        "This machine lacks something ChReK needs.",
+        "Run `chrek doctor`; it names each missing piece and how to get it.",
+    )
+    CRIU_UNUSABLE = (
+        "CRIU is missing, older than 4.1.1, or its own check fails on this kernel.",
+        "Install the bundle (`make setup`), or point CHREK_CRIU_BUNDLE at a newer one.",
+    )
+    NO_SPACE = (
+        "The store has not enough free space for this checkpoint.",
+        "Free space or enlarge the volume by the amount the message gives; `chrek gc` removes old checkpoints.",
+    )
+
+    # --- what cannot be captured ---------------------------------------------------------------
+    APP_NOT_FOUND = (
+        "No application started by ChReK's init was found.",
+        "Start the container's command through restore-entrypoint (or `chrek run`).",
+    )
+    APP_IS_PID1 = (
+        "The application is PID 1 of its container.",
+        "Start the command through restore-entrypoint, so that ChReK's init is PID 1.",
+    )
+    IO_URING_IN_USE = (
+        "A process has an io_uring instance, which CRIU cannot dump.",
+        "Set CHREK_BLOCK_IO_URING=true, or turn io_uring off in the application.",
+    )
+    SYSV_IPC_IN_USE = (
+        "System V shared memory, semaphores or message queues exist in the container.",
+        "Make the application use POSIX or anonymous shared memory.",
+    )
+    USER_NAMESPACE = (
+        "The application runs in a user namespace of its own (hostUsers: false).",
+        "Run the pod with hostUsers: true.",
+    )
+    FOREIGN_MOUNT = (
+        "A process holds a file of another mount namespace.",
+        "Close the file, or open it inside the container.",
+    )
+    FOREIGN_NAMESPACE = (
+        "A process of the tree is in another namespace than the container's PID 1.",
+        "Keep the application's processes in the container's own namespaces.",
+    )
+    DELETED_FILE_TOO_BIG = (
+        "A deleted file that is still open has 4 GiB or more, past what CRIU can carry.",
+        "Close the file before the checkpoint, or do not delete it.",
+    )
+    DEVICE_IN_USE = (
+        "A process holds a device open that cannot be dumped.",
+        "Close the device before the checkpoint; start CUDA workers by spawn, not fork.",
+    )
+    WATCH_UNRESTORABLE = (
+        "A process watches or holds files that will not exist in the next container.",
+        "Close the file or the watch (ConfigMap, Secret and token volumes) before the checkpoint.",
+    )
+    BOUND_TO_POD_IP = (
+        "A socket is bound to the pod's own address, which the next pod will not have.",
+        "Bind to 0.0.0.0 or to 127.0.0.1.",
+    )
+    NO_OVERLAY = (
+        "The container's root is not an overlay file system, so its changes cannot be found.",
+        "Use the overlayfs snapshotter.",
+    )
+    CAPTURE_IN_PROGRESS = (
+        "Another capture of this id is under way.",
+        "Wait for it to end, or use another id.",
+    )
+    ID_MISMATCH = (
+        "The id asked for is not the id the container was started with.",
+        "Use the same id in both places.",
+    )
+    ID_IN_USE_DIFFERENT = (
+        "A checkpoint of this id exists and is of something else.",
+        "Use another id, delete the old checkpoint, or ask for it to be replaced.",
+    )
+
+    # --- a capture that did not work out ---------------------------------------------------------
+    DUMP_FAILED = (
+        "CRIU could not dump the application.",
+        "The message ends with CRIU's own error; dump.log beside the message has the rest.",
+    )
+    CAPTURE_INTERRUPTED = (
+        "The capture was stopped before it was complete.",
+        "Start it again; the application was left running.",
+    )
+    WRITE_FAILED = (
+        "Writing the checkpoint failed.",
+        "Look at the error of the file system in the message; nothing was published.",
+    )
+    TIMEOUT = (
+        "A step took longer than its deadline.",
+        "Raise the deadline, or look for what holds the step up in the log.",
+    )
+
+    # --- checkpoints that cannot be used ---------------------------------------------------------
+    NOT_FOUND = (
+        "There is no complete checkpoint of this id in the store.",
+        "Look at `chrek list`; a directory without checkpoint.done is not a checkpoint.",
+    )
+    CORRUPT = (
+        "A file of the checkpoint is not what its manifest says.",
+        "Delete the checkpoint and take it again.",
+    )
+    FORMAT_TOO_NEW = (
+        "The checkpoint was written in a newer format than this ChReK reads.",
+        "Use a newer ChReK here, or take the checkpoint again with this one.",
+    )
+    ARCH_MISMATCH = (
+        "The checkpoint was taken on another processor architecture.",
+        "Restore on the architecture the message names.",
+    )
+    CPU_MISMATCH = (
+        "The checkpoint needs processor features that this machine lacks.",
+        "Restore on a processor with the features the message lists.",
+    )
+    KERNEL_TOO_OLD = (
+        "This kernel lacks something the checkpoint needs.",
+        "Restore on a kernel at least as new as the one the message names.",
+    )
+    IMAGE_MISMATCH = (
+        "A program or library the checkpoint uses differs here.",
+        "Restore in a container of the same image.",
+    )
+    MOUNT_MISSING = (
+        "A file on a mount that the application had open is missing or different here.",
+        "Mount the same volume at the same path.",
+    )
+    PRIVILEGE_EXCEEDED = (
+        "The checkpoint asks for more privilege than this container's PID 1 has.",
+        "Give the restoring container the same security context as the captured one.",
+    )
+    MEMORY_LIMIT = (
+        "The container's memory limit is lower than what this needs.",
+        "Raise the limit to the number in the message.",
+    )
+    UNDO_IMPOSSIBLE = (
+        "The checkpoint's file changes could not be undone after a failed restore.",
+        "Restore in a container whose root file system is writable and private.",
+    )
+
+    # --- a restore that did not work out -----------------------------------------------------------
+    RESTORE_FAILED = (
+        "CRIU could not restore the application.",
+        "The message ends with CRIU's own error; /tmp/criu-restore.log has the rest.",
+    )
+    PID_IN_USE = (
+        "A process id that the application needs is taken in this container.",
+        "Restart the container; run nothing in it before the restore.",
+    )
+    FILL_FAILED = (
+        "The application's memory could not be put back.",
+        "Verify the checkpoint with `chrek verify`, then try again.",
+    )
+    NO_AGENT = (
+        "No agent answered within CHREK_AGENT_TIMEOUT.",
+        "Look whether the node runs chrek-agent and the pod has the label nvidia.com/checkpoint-restore.",
+    )
+    NOT_ROOT = (
+        "PID 1 of the container has not the privileges for a restore from inside.",
+        "Let the agent restore the pod (label nvidia.com/checkpoint-restore), or run it as root and privileged.",
+    )
+    CLAIM_LOST = (
+        "The container's init no longer waits for a restore.",
+        "Nothing to do: the container was started cold or is ending.",
+    )
+
+
+class ChrekError(Exception):
+    """Something failed; the message says what, and the cure what to do."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, reason: Reason, message: str, *, cure: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.cure = reason.cure if cure is None else cure
+
+    def __str__(self) -> str:
+        return f"{self.reason.code}: {self.message} {self.cure}".rstrip()
+
+
+class UsageError(ChrekError):
+    """An option, a variable or a file that the user wrote is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class CaptureFailed(ChrekError):
+    """A checkpoint could not be taken; the application goes on as if nothing had happened."""
+
+    exit_code = ExitCode.CAPTURE_FAILED
+
+
+class RestoreFailed(ChrekError):
+    """A restore failed; what was half restored is gone and a cold start would work."""
+
+    exit_code = ExitCode.RESTORE_FAILED
+
+
+class Refused(ChrekError):
+    """ChReK declined before it touched anything."""
+
+    exit_code = ExitCode.REFUSED
