@@ -137,6 +137,70 @@ class Reason(Enum):
         "Use another id, delete the old checkpoint, or ask for it to be replaced.",
     )
 
+    # --- GPUs: what cannot be captured ----------------------------------------------------------------
+    GPU_DRIVER_MISSING = (
+        "The process uses a GPU and NVIDIA's driver library libcuda.so.1 cannot be loaded here.",
+        "Run ChReK where the driver's libraries are mounted (NVIDIA_DRIVER_CAPABILITIES=compute,utility).",
+    )
+    GPU_DRIVER_TOO_OLD = (
+        "NVIDIA's driver lacks a call that checkpointing needs.",
+        "Install the driver version that the message names, or a newer one, on the node.",
+    )
+    GPU_PEER_ACCESS = (
+        "A process uses several GPUs with direct access between them, which the driver saves and cannot bring back.",
+        "Avoid copies between GPUs and NCCL's P2P transport, or use one process and one GPU each.",
+    )
+    CUDA_IPC = (
+        "Processes share GPU memory through CUDA IPC, which the driver saves and cannot bring back.",
+        "Close the shared handles before the checkpoint, or pass the data through host memory.",
+    )
+    NVLS_MULTICAST = (
+        "NVLink multicast (NVLS) is in use, which the driver saves and cannot bring back.",
+        "Start the application with NCCL_NVLS_ENABLE=0.",
+    )
+    NCCL_TRANSPORT = (
+        "NCCL connects GPUs of this host by a transport that does not survive a checkpoint.",
+        "Start every rank with NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_NVLS_ENABLE=0.",
+    )
+    MANAGED_MEMORY = (
+        "A process uses managed (unified) memory, which the driver does not checkpoint.",
+        "Use ordinary GPU memory (cudaMalloc) in the application.",
+    )
+    MIG_IN_USE = (
+        "A process runs on a MIG slice of a GPU, which is not known to come back.",
+        "Give the pod a whole GPU.",
+    )
+    MPS_IN_USE = (
+        "A process is a client of NVIDIA's Multi-Process Service, which the driver does not checkpoint.",
+        "Run the application without MPS (unset CUDA_MPS_PIPE_DIRECTORY, no MPS daemon).",
+    )
+    GPU_FD_INHERITED = (
+        "A process holds GPU device files that it inherited by fork, and no driver call closes them.",
+        "Start GPU workers by spawn instead of fork (vLLM: VLLM_WORKER_MULTIPROC_METHOD=spawn).",
+    )
+    GPU_BUSY = (
+        "The GPU work under way did not come to a stop within the deadline.",
+        "Take the checkpoint when the application is idle, or raise the deadline.",
+    )
+    GPU_CALL_FAILED = (
+        "A checkpoint call of NVIDIA's driver failed.",
+        "The message names the call and the driver's error; the application was driven back to running.",
+    )
+    GPU_STUCK = (
+        "A process was left locked or checkpointed by the GPU driver and could not be driven back.",
+        "End the process that the message names and start it anew.",
+    )
+
+    # --- GPUs: checkpoints that do not fit here -------------------------------------------------------
+    GPU_MISMATCH = (
+        "The GPUs here cannot take the place of the checkpoint's.",
+        "Restore on as many GPUs of the same model, with the free memory that the message names.",
+    )
+    DRIVER_MISMATCH = (
+        "NVIDIA's driver here is another version than the checkpoint's.",
+        "Restore on a node with the driver version in the message, or take the checkpoint again.",
+    )
+
     # --- a capture that did not work out ---------------------------------------------------------
     DUMP_FAILED = (
         "CRIU could not dump the application.",
