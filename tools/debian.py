@@ -16,6 +16,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+UNUSED = ("sourceparts", "parts", "main", "preferences", "preferencesparts")  # of the machine's apt configuration
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -68,7 +69,7 @@ def mirror() -> str:
 def private_apt(home: Path, *, suite: str) -> dict[str, str]:
     """Write an apt configuration whose whole state lies in `home`; return the environment that selects it."""
     if not KEYRING.exists():
-        raise SetupError(f"{KEYRING} is missing, so signatures cannot be checked: apt-get install debian-archive-keyring")
+        raise SetupError(f"{KEYRING} is missing, so no signature can be checked: install debian-archive-keyring")
     for part in ("lists/partial", "archives/partial"):
         (home / part).mkdir(parents=True, exist_ok=True)
     (home / "status").touch()
@@ -84,7 +85,7 @@ def private_apt(home: Path, *, suite: str) -> dict[str, str]:
         "Dir::Cache": home,
         "Dir::Cache::archives": home / "archives",
         "Dir::Etc::sourcelist": home / "sources.list",
-        **{f"Dir::Etc::{part}": "/dev/null" for part in ("sourceparts", "parts", "main", "preferences", "preferencesparts")},
+        **{f"Dir::Etc::{part}": "/dev/null" for part in UNUSED},
         "Dir::Log": "/dev/null",
         "APT::Architecture": "amd64",
         "APT::Sandbox::User": "root",
