@@ -214,6 +214,10 @@ class Reason(Enum):
         "Writing the checkpoint failed.",
         "Look at the error of the file system in the message; nothing was published.",
     )
+    FILE_NOT_CARRIED = (
+        "A file that the application made cannot be carried in a checkpoint.",
+        "Remove the file, or leave it out by a pattern; the message names it.",
+    )
     TIMEOUT = (
         "A step took longer than its deadline.",
         "Raise the deadline, or look for what holds the step up in the log.",
@@ -269,6 +273,10 @@ class Reason(Enum):
     RESTORE_FAILED = (
         "CRIU could not restore the application.",
         "The message ends with CRIU's own error; /tmp/criu-restore.log has the rest.",
+    )
+    FILES_NOT_APPLIED = (
+        "The checkpoint's file changes could not be put into the container.",
+        "Look at the file system's error in the message; what had been changed is undone.",
     )
     PID_IN_USE = (
         "A process id that the application needs is taken in this container.",
