@@ -50,7 +50,7 @@ _BYTES: Final = Bounds(0, 24 << 20)
 _MEMBERS: Final = Bounds(0, 200_000)
 
 
-class _Wrong(Exception):  # noqa: N818 - never leaves this module
+class _Wrong(Exception):
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(place, problem)
         self.place = place
@@ -92,7 +92,8 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value
     raise TypeError(f"{value!r} has no form in JSON")
 
 
-def _decode(kind: Any, value: object, place: str, bounds: Bounds | None) -> object:  # noqa: ANN401 - a type hint
+# One line for each kind of type hint: split up, the list of what is understood would be in two places.
+def _decode(kind: Any, value: object, place: str, bounds: Bounds | None) -> object:  # noqa: ANN401, PLR0911 - a type hint
     if isinstance(kind, NewType):
         return _decode(kind.__supertype__, value, place, bounds)
     if dataclasses.is_dataclass(kind):
@@ -185,7 +186,7 @@ def _literal(allowed: tuple[object, ...], value: object, place: str) -> object:
 
 
 def _tuple(kinds: tuple[Any, ...], value: object, place: str, bounds: Bounds) -> tuple[object, ...]:
-    if len(kinds) != 2 or kinds[1] is not Ellipsis:  # noqa: PLR2004 - tuple[T, ...] has two arguments
+    if len(kinds) != 2 or kinds[1] is not Ellipsis:
         raise TypeError(f"{place}: the codec knows no tuple but tuple[T, ...]")
     if not isinstance(value, list):
         raise _Wrong(place, f"{_show(value)} is not a list")

@@ -12,7 +12,7 @@ To record a new fact: add a field (with a default, or old checkpoints cannot be 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping  # noqa: TC003 - the codec reads annotations at run time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -21,7 +21,7 @@ from chrek.artifact.codec import decode, encode, open_section
 from chrek.artifact.digest import FileEntry
 from chrek.artifact.names import check_file_path, is_checkpoint_id, unix_time
 from chrek.errors import Reason, Refused
-from chrek.system.ids import NsPid  # noqa: TC001 - the codec reads annotations at run time
+from chrek.system.ids import NsPid
 
 FILE_NAME: Final = "manifest.json"
 FORMAT_VERSION: Final = 1

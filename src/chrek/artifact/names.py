@@ -6,7 +6,7 @@ nothing to normalise, so nothing can differ after normalisation.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 from typing import Final
 
@@ -52,7 +52,7 @@ def check_file_path(path: str) -> None:
 
 def timestamp(moment: float) -> str:
     """Return a Unix time in seconds as RFC 3339 text in UTC, to the millisecond."""
-    text = datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="milliseconds")
+    text = dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
 
@@ -64,4 +64,4 @@ def unix_time(text: str) -> float:
     """
     if _TIME.fullmatch(text) is None:
         raise ValueError(f"{text[:40]!r} is not a time like 2026-01-31T12:00:00.000Z")
-    return datetime.datetime.fromisoformat(text).timestamp()
+    return dt.datetime.fromisoformat(text).timestamp()
