@@ -112,6 +112,14 @@ class Reason(Enum):
         "A process holds a device open that cannot be dumped.",
         "Close the device before the checkpoint; start CUDA workers by spawn, not fork.",
     )
+    BEING_TRACED = (
+        "A debugger or tracer is attached to a process of the application.",
+        "Detach it; CRIU needs to trace the process itself.",
+    )
+    NO_TMP = (
+        "The container has no writable /tmp, which CRIU needs.",
+        "Mount an emptyDir at /tmp.",
+    )
     WATCH_UNRESTORABLE = (
         "A process watches or holds files that will not exist in the next container.",
         "Close the file or the watch (ConfigMap, Secret and token volumes) before the checkpoint.",

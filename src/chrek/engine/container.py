@@ -1,0 +1,117 @@
+"""A container as the engine sees it: from outside, through /proc of its PID 1.
+
+Nothing here follows a path of the container by name without a descriptor that pins it to the
+container's root; nothing believes what the container says of itself beyond what the kernel shows.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from chrek.errors import Reason, Refused
+from chrek.system import initstate, mounts, procfs
+from chrek.system.ids import HostPid, NsPid
+
+if TYPE_CHECKING:
+    from chrek.system.mounts import Mount
+
+# What a runtime mounts over a container's root; contents of these are not the application's.
+_RUNTIME_MOUNTS = ("/proc", "/sys", "/dev", "/dev/pts", "/dev/mqueue", "/dev/console", "/run/secrets")
+_EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
+
+
+@dataclass(frozen=True)
+class Container:
+    """One running container, named by its PID 1."""
+
+    pid1: HostPid
+
+    @cached_property
+    def mounts(self) -> list[Mount]:
+        """Its mounts."""
+        return mounts.mounts(self.pid1)
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """The environment the runtime gave to PID 1; never the application's.
+
+        Raises:
+            Refused: ``APP_NOT_FOUND``, when PID 1 is gone.
+        """
+        found = procfs.environment(self.pid1)
+        if found is None:
+            raise Refused(Reason.APP_NOT_FOUND, f"Process {self.pid1} is gone.")
+        return found
+
+    @cached_property
+    def same_namespaces(self) -> bool:
+        """Whether the caller is inside this container."""
+        return all(procfs.namespace(self.pid1, name) == procfs.namespace(os.getpid(), name) for name in ("pid", "mnt"))
+
+    def open_root(self) -> int:
+        """Open the container's root directory, mounts included; the caller closes the descriptor.
+
+        Raises:
+            Refused: ``APP_NOT_FOUND``, when PID 1 is gone.
+        """
+        try:
+            return os.open(f"/proc/{self.pid1}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Refused(Reason.APP_NOT_FOUND, f"The root of process {self.pid1}: {error.strerror}.") from error
+
+    def application(self) -> HostPid:
+        """Return the root of the application's process tree.
+
+        Raises:
+            Refused: ``APP_NOT_FOUND`` or ``APP_IS_PID1``.
+        """
+        return initstate.application(self.pid1)
+
+    def standard_streams(self) -> dict[int, str]:
+        """Return what PID 1's standard streams are, as /proc shows it: the runtime's ends."""
+        found = {}
+        for descriptor in procfs.descriptors(self.pid1):
+            if descriptor.number <= 2:
+                found[descriptor.number] = descriptor.target
+        return found
+
+    def mount_of(self, path: str) -> Mount | None:
+        """Return the mount that an absolute, link-free path lies on."""
+        best = None
+        for mount in self.mounts:
+            point = mount.point.rstrip("/")
+            # Of two mounts on one point the later one hides the earlier.
+            if (path == point or path.startswith(point + "/")) and (best is None or len(point) >= len(best.point.rstrip("/"))):
+                best = mount
+        return best
+
+    def volumes(self) -> list[tuple[str, str]]:
+        """Return (path, kind) of the volumes whose contents belong to the application alone.
+
+        These are emptyDir volumes and memory file systems that the runtime mounted writable; kind is
+        ``emptyDir`` or ``tmpfs``. What is bound from elsewhere (claims, host paths) is somebody's data.
+        """
+        found: dict[str, str] = {}
+        for mount in self.mounts:
+            if mount.read_only or mount.point in _RUNTIME_MOUNTS or mount.point.startswith(("/proc/", "/sys/")):
+                continue
+            if _EMPTY_DIR in mount.root or _EMPTY_DIR in mount.source:
+                found[mount.point] = "emptyDir"
+            elif mount.kind == "tmpfs" and mount.root == "/":
+                found[mount.point] = "tmpfs"
+        return sorted(found.items())
+
+
+def ns_pid(pid: HostPid) -> NsPid:
+    """Return the id of *pid* in its own PID namespace.
+
+    Raises:
+        Refused: ``APP_NOT_FOUND``, when it is gone.
+    """
+    state = procfs.status(pid)
+    if state is None:
+        raise Refused(Reason.APP_NOT_FOUND, f"Process {pid} is gone.")
+    return state.ns_pid
