@@ -1,0 +1,26 @@
+# For people. Each target does all its own set-up; `make` alone says what there is.
+.PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install what is missing; leaves a working .venv/bin/chrek
+	@tools/setup
+
+demo: ## a real inference server: cold start, checkpoint, kill, restore elsewhere
+	@examples/demo/run
+
+test: ## style, types, layers and all tests
+	@tools/test
+
+lint: ## style, types and layers only
+	@tools/setup
+	@tools/lint
+
+bench: ## ChReK beside stock CRIU: a table and a plot in benchmarks/
+	@tools/setup test
+	@.venv/bin/python benchmarks/bench.py
+
+clean: ## remove all that was made: containers, mounts, caches, the virtual environment
+	@tools/clean
