@@ -1,0 +1,169 @@
+"""PID 1, step by step: check the environment, restore or start cold, supervise, end as the application ended."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found] # what `signal` wraps, without its enums: 3 ms
+import os
+
+from chrek.entrypoint import checkpointing, child
+from chrek.entrypoint.environment import Block, Mode, Settings, parse
+from chrek.entrypoint.inherited import Inherited, command, inherited
+from chrek.entrypoint.report import Report, age
+from chrek.entrypoint.signals import SIGCHLD, bit, block_all, open_signals
+from chrek.entrypoint.supervise import exit_code, supervise
+from chrek.entrypoint.terminal import controlling_terminal, let_go
+from chrek.errors import ChrekError, ExitCode, Reason, UsageError
+from chrek.system.initpublish import InitState, Publisher, high, process
+from chrek.system.record import record
+from chrek.system.seccomp import changes_nothing_else
+from chrek.system.syscalls import prctl
+
+TYPE_CHECKING = False  # see chrek.system.ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from chrek.entrypoint.signals import Signal
+
+USAGE = "usage: restore-entrypoint [--] COMMAND [ARGUMENT…]"
+
+
+@record
+class Container:
+    """What all steps share."""
+
+    settings: Settings
+    inherited: Inherited
+    arguments: tuple[bytes, ...]
+    report: Report
+    publisher: Publisher
+    signals: int
+
+
+def main(arguments: Sequence[str], blocked: Iterable[int]) -> int:
+    """Run the container's life; return its exit code. `blocked` is the signal mask of before."""
+    given = inherited(_mask(blocked))
+    report = Report(enabled=given.has_stderr)
+    try:
+        settings = parse(given.mapping())
+        container = Container(
+            settings=settings,
+            inherited=given,
+            arguments=_command(arguments),
+            report=Report(enabled=given.has_stderr, debug=settings.debug),
+            publisher=Publisher(),
+            signals=_become_init(),
+        )
+        return _run(container)
+    except ChrekError as error:
+        report.ending(str(error))
+        return int(error.exit_code)
+
+
+def _run(container: Container) -> int:
+    settings, report = container.settings, container.report
+    if settings.mode is Mode.CHECKPOINT:
+        report.line(f"checkpoint mode ({settings.checkpoint_id}): nothing is restored in this container")
+        if checkpointing.remove_stale(settings.signal_file):
+            report.line(f"removed {settings.signal_file}, which an earlier container left")
+    code = cold(container, reason="")
+    if settings.mode is Mode.CHECKPOINT and code == 0:
+        failed = checkpointing.verdict(settings.signal_file)
+        if failed is not None:
+            report.ending(f"checkpoint failed: {failed[1]}")
+            return int(failed[0])
+    return code
+
+
+def cold(container: Container, *, reason: str, early: Iterable[Signal] = ()) -> int:
+    """Start the original command and supervise it; return the exit code.
+
+    `reason` is why it was not restored, empty when nothing asked for that.
+    """
+    settings, report = container.settings, container.report
+    terminal = controlling_terminal()
+    kept = list(early)
+    if terminal is not None:
+        kept += let_go(terminal, container.signals)
+    block = _block_io_uring(container)
+    plan = child.Plan(
+        arguments=container.arguments,
+        inherited=container.inherited,
+        terminal=terminal,
+        block_io_uring=block,
+        set_no_new_privs=settings.block_io_uring is Block.TRUE,
+    )
+    try:
+        application = child.start(plan)
+    except child.ExecFailed as error:
+        report.ending(str(error))
+        return error.code
+    seconds = age()
+    report.started("cold", reason or "none", seconds)
+    publish(container, "cold", application=application, reason=reason, seconds=seconds)
+    return exit_code(supervise(application, container.signals, kept))
+
+
+def publish(
+    container: Container,
+    mode: str,
+    *,
+    application: int | None = None,
+    reason: str = "",
+    seconds: float | None = None,
+) -> None:
+    """Publish a state; without one the application runs all the same, and cannot be checkpointed."""
+    try:
+        container.publisher.publish(
+            InitState(
+                mode=mode,
+                init=process(os.getpid()),
+                app=None if application is None else process(application),
+                checkpoint_id=container.settings.checkpoint_id,
+                reason=reason,
+                seconds=seconds,
+            )
+        )
+    except OSError as error:
+        container.report.line(f"cannot publish the init's state, so no checkpoint can be taken: {error}")
+
+
+def _become_init() -> int:
+    """Take over what PID 1 must do; return the descriptor of all signals."""
+    # Inherited as ignored, it would make the kernel throw the application's exit status away.
+    _signal.signal(SIGCHLD, _signal.SIG_DFL)
+    if os.getpid() != 1:
+        prctl(child.PR_SET_CHILD_SUBREAPER, 1)
+    descriptor = open_signals()
+    try:
+        return high(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mask(blocked: Iterable[int]) -> int:
+    """Return the signal mask of before as kernel bits; 32 and 33 are the C library's and still as they were."""
+    hidden = block_all() & (bit(32) | bit(33))
+    return sum({bit(number) for number in blocked}) | hidden
+
+
+def _block_io_uring(container: Container) -> bool:
+    wish = container.settings.block_io_uring
+    if wish is not Block.AUTO:
+        return wish is Block.TRUE
+    possible = changes_nothing_else(container.inherited.capabilities)
+    if not possible:
+        container.report.debug("io_uring is not blocked: neither no_new_privs nor CAP_SYS_ADMIN here")
+    return possible
+
+
+def _command(arguments: Sequence[str]) -> tuple[bytes, ...]:
+    rest = arguments[1:] if arguments and arguments[0] == "--" else arguments
+    if not arguments or not rest:
+        raise UsageError(Reason.NO_COMMAND, f"No command to run; {USAGE}.")
+    if rest is arguments and rest[0].startswith("-"):
+        raise UsageError(Reason.BAD_VALUE, f"Unknown option {rest[0]!r}; {USAGE}.", cure="Options end with --.")
+    return command(rest)
+
+
+__all__ = ["Container", "ExitCode", "cold", "main", "publish"]
