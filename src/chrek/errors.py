@@ -214,6 +214,10 @@ class Reason(Enum):
         "CRIU could not dump the application.",
         "The message ends with CRIU's own error; dump.log beside the message has the rest.",
     )
+    MEMORY_UNREADABLE = (
+        "The application's memory could not be read.",
+        "Look whether a process of it ended during the capture, and take the checkpoint again.",
+    )
     CAPTURE_INTERRUPTED = (
         "The capture was stopped before it was complete.",
         "Start it again; the application was left running.",
