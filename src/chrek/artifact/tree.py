@@ -65,13 +65,13 @@ _KINDS: Final = {
 
 
 def open_directory(at: int, path: str) -> int:
-    """Open a directory below the directory *at*; no component may be a symbolic link.
+    """Open a directory below the directory *at*, or (``.``) itself anew; no component may be a symbolic link.
 
     Raises:
         OSError: with the errno of the component that failed (``ELOOP`` or ``ENOTDIR`` for a link).
     """
     current = os.open(".", _DIRECTORY, dir_fd=at)
-    for component in path.split("/"):
+    for component in path.split("/") if path != "." else ():
         try:
             below = os.open(_plain(component), _DIRECTORY, dir_fd=current)
         finally:

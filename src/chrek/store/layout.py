@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ from chrek.artifact.names import is_checkpoint_id
 from chrek.errors import Reason, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
@@ -127,21 +129,22 @@ def find(store: Store, checkpoint_id: str) -> Place | None:
     return place
 
 
-def _look(at: int, name: str, checkpoint_id: str) -> Place | None:
+def _look(store: int, path: str, checkpoint_id: str) -> Place | None:
     try:
-        status = os.stat(name, dir_fd=at, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            return Place(checkpoint_id, name, 0)
-        link = os.readlink(name, dir_fd=at)
+        with parent(store, path) as (directory, name):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                return Place(checkpoint_id, path, 0)
+            link = os.readlink(name, dir_fd=directory)
     except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno != errno.EINVAL:  # EINVAL: not a link
-            raise Refused(Reason.CORRUPT, f"{name!r} in the store cannot be read: {error.strerror}.") from error
-        raise Refused(Reason.CORRUPT, f"{name!r} in the store is a {tree.file_kind(status.st_mode)}.") from error
+            raise Refused(Reason.CORRUPT, f"{path!r} in the store cannot be read: {error.strerror}.") from error
+        raise Refused(Reason.CORRUPT, f"{path!r} in the store is a {tree.file_kind(status.st_mode)}.") from error
     number = link_generation(link, checkpoint_id)
     if number is None:
-        raise Refused(Reason.CORRUPT, f"{name!r} in the store is a link to {link[:80]!r}, which ChReK did not make.")
+        raise Refused(Reason.CORRUPT, f"{path!r} in the store is a link to {link[:80]!r}, which ChReK did not make.")
     return Place(checkpoint_id, link, number)
 
 
@@ -151,10 +154,35 @@ def link_generation(link: str, checkpoint_id: str) -> int | None:
     return int(match[2]) if match and match[1] == checkpoint_id else None
 
 
-def exists(at: int, path: str) -> bool:
-    """Whether anything has this name; a link is not followed."""
+@contextmanager
+def parent(at: int, path: str) -> Iterator[tuple[int, str]]:
+    """Open the directory that holds *path* and yield it with the last name, for one call on that name.
+
+    No component on the way may be a link: who can write to the store could make one that leads out of it.
+    """
+    above, _, name = path.rpartition("/")
+    directory = tree.open_directory(at, above or ".")
     try:
-        os.stat(path, dir_fd=at, follow_symlinks=False)
+        yield directory, name
+    finally:
+        os.close(directory)
+
+
+def rename(store: Store, source: str, destination: str) -> None:
+    """Move *source* to *destination*, both paths in the store and not links on the way.
+
+    Raises:
+        OSError: as rename(2); both are as they were.
+    """
+    with parent(store.fd, source) as (old, name), parent(store.fd, destination) as (new, new_name):
+        os.rename(name, new_name, src_dir_fd=old, dst_dir_fd=new)
+
+
+def exists(at: int, path: str) -> bool:
+    """Whether anything has this name; no link is followed."""
+    try:
+        with parent(at, path) as (directory, name):
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return True
@@ -187,13 +215,14 @@ def private_ids(store: Store, name: str) -> list[str]:
         os.close(fd)
 
 
-def make_directory(at: int, name: str) -> None:
+def make_directory(at: int, path: str) -> None:
     """Make a directory with mode 0700, durably, unless it is there."""
-    try:
-        os.mkdir(name, _DIRECTORY_MODE, dir_fd=at)
-    except FileExistsError:
-        return
-    sync_directory(at)
+    with parent(at, path) as (directory, name):
+        try:
+            os.mkdir(name, _DIRECTORY_MODE, dir_fd=directory)
+        except FileExistsError:
+            return
+        sync_directory(directory)
 
 
 def sync_directory(fd: int) -> None:
@@ -211,5 +240,14 @@ def sync_path(at: int, path: str) -> None:
     fd = tree.open_directory(at, path)
     try:
         sync_directory(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Yield a descriptor and close it afterwards."""
+    try:
+        yield fd
     finally:
         os.close(fd)

@@ -46,10 +46,11 @@ def _settle_link(store: Store, checkpoint_id: str) -> list[str]:
         return []
     if not layout.exists(store.fd, checkpoint_id) and _find(store, checkpoint_id) is not None:
         # Readers already see it through the pending link, so it must stay.
-        os.rename(pending, checkpoint_id, src_dir_fd=store.fd, dst_dir_fd=store.fd)
+        layout.rename(store, pending, checkpoint_id)
         layout.sync_directory(store.fd)
         return ["finished a publication that was cut off"]
-    os.unlink(pending, dir_fd=store.fd)
+    with layout.parent(store.fd, pending) as (links, name):
+        os.unlink(name, dir_fd=links)
     return ["forgot a publication that was cut off"]
 
 

@@ -7,7 +7,7 @@ import os
 import resource
 from typing import Final
 
-from chrek.errors import CaptureFailed, Reason, Refused
+from chrek.errors import CaptureFailed, ChrekError, Reason, Refused
 
 MARGIN: Final = 64 << 20
 """Bytes wanted above the computed need: manifest, logs, CRIU's small images, the file system's own."""
@@ -52,6 +52,16 @@ def require_space(fd: int, need: int, *, largest_file: int = 0, files: int = 0) 
 
 
 def write_failed(error: OSError, what: str) -> CaptureFailed:
-    """Return the error to raise when writing *what* into the store failed with *error*."""
-    reason = Reason.NO_SPACE if error.errno in _NO_SPACE_ERRORS else Reason.WRITE_FAILED
-    return CaptureFailed(reason, f"Writing {what} failed: {error}. Nothing was published.")
+    """Return the error to raise when writing *what* for a capture failed with *error*."""
+    return CaptureFailed(_reason(error), f"Writing {what} failed: {error}. Nothing was published.")
+
+
+def change_failed(error: OSError, what: str) -> ChrekError:
+    """Return the error to raise when another change to a store, *what*, failed with *error*."""
+    return ChrekError(
+        _reason(error), f"{what} failed: {error}.", cure="Look whether the store is mounted read-only, or is full."
+    )
+
+
+def _reason(error: OSError) -> Reason:
+    return Reason.NO_SPACE if error.errno in _NO_SPACE_ERRORS else Reason.WRITE_FAILED

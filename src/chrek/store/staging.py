@@ -26,7 +26,7 @@ from chrek.artifact.digest import FileEntry, hash_file
 from chrek.artifact.names import checkpoint_id as checked_id
 from chrek.errors import CaptureFailed, Reason, Refused
 from chrek.store import flush, layout, trash
-from chrek.store.locks import IdLock
+from chrek.store.locks import IdLock, Purpose
 from chrek.store.recovery import generations, recover, remove_staging
 from chrek.store.space import require_space, write_failed
 
@@ -73,7 +73,7 @@ class Staging:
         """
         checked_id(checkpoint_id)
         try:
-            lock = IdLock.acquire(store, checkpoint_id)
+            lock = IdLock.acquire(store, checkpoint_id, Purpose.CAPTURE)
             try:
                 recover(store, lock)
                 _require_replaceable(store, checkpoint_id)
@@ -214,10 +214,8 @@ class Staging:
         store, checkpoint_id = self._store, self.checkpoint_id
         os.close(store.private(layout.GENERATIONS, create=True))
         layout.make_directory(store.fd, f"{layout.GENERATIONS}/{checkpoint_id}")
-        layout.sync_path(store.fd, layout.GENERATIONS)
         number = max(generations(store, checkpoint_id), default=0) + 1
-        source, generation = f"{layout.STAGING}/{checkpoint_id}", layout.target(checkpoint_id, number)
-        os.rename(source, generation, src_dir_fd=store.fd, dst_dir_fd=store.fd)
+        layout.rename(store, f"{layout.STAGING}/{checkpoint_id}", layout.target(checkpoint_id, number))
         layout.sync_path(store.fd, f"{layout.GENERATIONS}/{checkpoint_id}")
         layout.sync_path(store.fd, layout.STAGING)
         return number
@@ -229,12 +227,13 @@ class Staging:
         old = layout.find(store, checkpoint_id)
         pending = f"{layout.LINKS}/{checkpoint_id}"
         os.close(store.private(layout.LINKS, create=True))
-        os.symlink(layout.target(checkpoint_id, generation), pending, dir_fd=store.fd)
+        with layout.parent(store.fd, pending) as (links, name):
+            os.symlink(layout.target(checkpoint_id, generation), name, dir_fd=links)
         if old is not None and old.generation == 0:
             # A link cannot be renamed over a directory. While neither has the name, readers use the pending link.
             layout.sync_path(store.fd, layout.LINKS)
             trash.move_to_trash(store, checkpoint_id, checkpoint_id)
-        os.rename(pending, checkpoint_id, src_dir_fd=store.fd, dst_dir_fd=store.fd)
+        layout.rename(store, pending, checkpoint_id)
         try:
             layout.sync_directory(store.fd)
             if old is not None and old.generation != 0 and layout.exists(store.fd, old.path):

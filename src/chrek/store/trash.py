@@ -42,12 +42,8 @@ def move_to_trash(store: Store, path: str, checkpoint_id: str) -> None:
     Raises:
         OSError: the rename failed; it is still where it was.
     """
-    trash = store.private(layout.TRASH, create=True)
-    try:
-        name = f"{int(time.time())}.{secrets.token_hex(4)}.{checkpoint_id}"
-        os.rename(path, name, src_dir_fd=store.fd, dst_dir_fd=trash)
-    finally:
-        os.close(trash)
+    layout.make_directory(store.fd, layout.TRASH)
+    layout.rename(store, path, f"{layout.TRASH}/{int(time.time())}.{secrets.token_hex(4)}.{checkpoint_id}")
 
 
 def list_trash(store: Store) -> list[Trashed]:
@@ -64,7 +60,7 @@ def list_trash(store: Store) -> list[Trashed]:
     return sorted(found, key=lambda trashed: trashed.since)
 
 
-def purge(store: Store, trashed: Trashed) -> None:
+def purge(store: Store, name: str) -> None:
     """Remove a directory from the trash for good; another process may be doing the same.
 
     Raises:
@@ -72,7 +68,7 @@ def purge(store: Store, trashed: Trashed) -> None:
     """
     trash = store.private(layout.TRASH)
     try:
-        remove_tree(trash, trashed.name)
+        remove_tree(trash, name)
     finally:
         os.close(trash)
 
