@@ -1,0 +1,209 @@
+"""Which pages forked processes still share copy-on-write.
+
+CRIU restores that sharing, but only for pages it restores itself: it puts a parent's page in place, forks, and
+lets the child keep the inherited page where the contents are equal. Pages that a fill writes into both become
+two pages, and a pre-forked server grows by its parent's size for each worker. So pages that a process shares
+with its parent must stay in CRIU's images, on both sides.
+
+Sharing between siblings whose parent has replaced its own page is lost under CRIU in any case.
+
+Two pages are one when both processes map the same frame at the same address: ``/proc/PID/pagemap``
+(Documentation/admin-guide/mm/pagemap.rst) has one 8-byte word a page, with the frame number in bits 0-54, which
+reads as 0 without CAP_SYS_ADMIN. Then the contents of pages that are not mapped exclusively (bit 56) are
+compared instead, which finds the same pages more slowly, and possibly some more; keeping one too many is harmless.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Final
+
+from chrek.errors import CaptureFailed, Reason
+from chrek.memory.ranges import PAGE, Range, in_order, subtract
+from chrek.memory.task import AccessError, Buffer, Task, tasks
+from chrek.system.ids import HostPid, NsPid
+
+_FRAME: Final = (1 << 55) - 1
+_EXCLUSIVE: Final = 1 << 56
+_FILE: Final = 1 << 61  # a page of a file or of shared memory
+_PRESENT: Final = 1 << 63
+_COMPARED: Final = _FRAME | _FILE | _PRESENT
+
+_WINDOW = 64 << 10
+"""Most pages looked at in one step: 512 KiB of pagemap words of each process."""
+
+_CLOSE = 64
+"""Ranges that lie at most this many pages apart are looked at together: 20,000 small mappings, 30 steps."""
+
+_CHUNK = 512
+"""Pages compared by one memcmp before single words are looked at."""
+
+_SET = re.compile(rb"\x01+")
+
+Words = memoryview
+Finder = Callable[[int, Words, Words], Iterator[tuple[int, int]]]
+
+
+def shared_pages(
+    parents: Mapping[NsPid, NsPid | None],
+    ranges: Iterable[Range],
+    *,
+    host_pids: Mapping[NsPid, HostPid],
+    by_contents: bool | None = None,
+) -> list[Range]:
+    """Return the part of *ranges* that frozen processes share with their parent or with a child, in order.
+
+    *parents* names each process's parent, or None (or one that is not in the tree). Any depth works, since
+    CRIU hands pages down from each parent to its children. *by_contents* forces the slower comparison; by
+    default it is used where this program may not see frame numbers.
+
+    Raises:
+        CaptureFailed: ``MEMORY_UNREADABLE``; a process is gone.
+    """
+    ordered = in_order(ranges)
+    mine: dict[NsPid, list[Range]] = {}
+    for span in ordered:
+        mine.setdefault(span.pid, []).append(span)
+    blind = not _sees_frames() if by_contents is None else by_contents
+    shared: list[Range] = []
+    for child, parent in parents.items():
+        if parent is None or parent not in host_pids or child not in mine:
+            continue
+        for start, length in _joined(_shared_by(host_pids[child], host_pids[parent], mine[child], blind=blind)):
+            shared.append(Range(child, start, length))
+            shared.append(Range(parent, start, length))
+    # A page shared both upwards and downwards is named twice: subtracting twice gives each page once.
+    return subtract(ordered, subtract(ordered, shared))
+
+
+def _sees_frames() -> bool:
+    """Whether the kernel shows this program frame numbers: looked up for a page of its own."""
+    with Buffer(PAGE) as page:
+        page.view[0] = 1
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            word = int.from_bytes(os.pread(file.fileno(), 8, page.address // PAGE * 8), "little")
+    return bool(word & _FRAME)
+
+
+def _shared_by(child: HostPid, parent: HostPid, ranges: Sequence[Range], *, blind: bool) -> Iterator[tuple[int, int]]:
+    """Yield address and length of each run of pages that both processes share, in windows around *ranges*."""
+    with ExitStack() as stack:
+        pagemaps = [_open(pid, stack) for pid in (child, parent)]
+        find: Finder = _same_frames
+        if blind:
+            opened = stack.enter_context(tasks([child, parent]))
+            buffers = [stack.enter_context(Buffer(_CHUNK * PAGE)) for _ in opened]
+            find = _same_contents(opened, buffers)
+        for start, length in _windows(ranges):
+            words = [_words(fd, start, length) for fd in pagemaps]
+            for first, pages in find(start, words[0], words[1]):
+                yield start + first * PAGE, pages * PAGE
+
+
+def _windows(ranges: Sequence[Range]) -> Iterator[tuple[int, int]]:
+    start = end = -1
+    for span in ranges:
+        if start >= 0 and span.start - end <= _CLOSE * PAGE:
+            end = span.end
+        else:
+            yield from _cut(start, end)
+            start, end = span.start, span.end
+    yield from _cut(start, end)
+
+
+def _cut(start: int, end: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, end, _WINDOW * PAGE):
+        yield at, min(_WINDOW * PAGE, end - at)
+
+
+def _open(pid: HostPid, stack: ExitStack) -> int:
+    try:
+        fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        text = f"/proc/{pid}/pagemap cannot be opened: {error.strerror}."
+        raise CaptureFailed(Reason.MEMORY_UNREADABLE, text) from error
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _words(fd: int, start: int, length: int) -> Words:
+    wanted = length // PAGE * 8
+    data = b""
+    while len(data) < wanted:
+        part = os.pread(fd, wanted - len(data), start // PAGE * 8 + len(data))
+        if not part:  # past the end of user space, or the process has no memory any more
+            data += bytes(wanted - len(data))
+        data += part
+    return memoryview(data).cast("Q")
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    start = end = -1
+    for address, length in runs:
+        if address == end:
+            end += length
+            continue
+        if end > start:
+            yield start, end - start
+        start, end = address, address + length
+    if end > start:
+        yield start, end - start
+
+
+def _same_frames(_start: int, child: Words, parent: Words) -> Iterator[tuple[int, int]]:
+    """Yield first page and number of pages of each run that is mapped to the same frames in both."""
+    for first in range(0, len(child), _CHUNK):
+        ours, theirs = child[first : first + _CHUNK].tolist(), parent[first : first + _CHUNK].tolist()
+        if ours == theirs and min(ours) >= _PRESENT and max(ours) < _PRESENT | _FILE:
+            yield first, len(ours)
+        elif max(ours) >= _PRESENT and max(theirs) >= _PRESENT:
+            same = bytes(
+                [
+                    (mine ^ other) & _COMPARED == 0 and _PRESENT <= mine < _PRESENT | _FILE
+                    for mine, other in zip(ours, theirs, strict=True)
+                ]
+            )
+            for match in _SET.finditer(same):
+                yield first + match.start(), match.end() - match.start()
+
+
+def _same_contents(opened: Sequence[Task], buffers: Sequence[Buffer]) -> Finder:
+    """Return a finder for programs that see no frame numbers."""
+
+    def find(start: int, child: Words, parent: Words) -> Iterator[tuple[int, int]]:
+        for first in range(0, len(child), _CHUNK):
+            pairs = zip(child[first : first + _CHUNK], parent[first : first + _CHUNK], strict=True)
+            maybe = bytes([_may_be_shared(mine) and _may_be_shared(other) for mine, other in pairs])
+            for match in _SET.finditer(maybe):
+                at, length = start + (first + match.start()) * PAGE, (match.end() - match.start()) * PAGE
+                for task, buffer in zip(opened, buffers, strict=True):
+                    _read(task, at, length, buffer)
+                for low, pages in _equal(buffers, 0, length // PAGE):
+                    yield first + match.start() + low, pages
+
+    return find
+
+
+def _may_be_shared(word: int) -> bool:
+    return _PRESENT <= word < _PRESENT | _FILE and not word & _EXCLUSIVE
+
+
+def _read(task: Task, address: int, length: int, buffer: Buffer) -> None:
+    try:
+        task.read([(address, length)], buffer, 0)
+    except AccessError as error:
+        raise CaptureFailed(Reason.MEMORY_UNREADABLE, f"Memory could not be read: {error}.") from error
+
+
+def _equal(buffers: Sequence[Buffer], low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of equal pages between two page numbers, halving where some differ."""
+    ours, theirs = (bytes(buffer.view[low * PAGE : high * PAGE]) for buffer in buffers)
+    if ours == theirs:
+        yield low, high - low
+    elif high - low > 1:
+        middle = (low + high) // 2
+        yield from _equal(buffers, low, middle)
+        yield from _equal(buffers, middle, high)

@@ -1,0 +1,206 @@
+"""Reading and writing another process's memory.
+
+Two kernel interfaces, each with its odd facts:
+
+* ``process_vm_readv`` and ``process_vm_writev`` (man 2) copy directly between two address spaces, many pieces
+  a call (IOV_MAX = 1024), without stopping anybody. They obey the mapping's protection: a page that is
+  ``---`` cannot be read, and one that is ``r--``, ``r-x`` or ``---`` cannot be written (EFAULT). They stop at the
+  first such page and return what they did until then, even in the middle of a piece.
+* ``/proc/PID/mem`` (proc(5)) ignores the protection (FOLL_FORCE; where the kernel was told not to, by
+  ``proc_mem.force_override``, it fails with EIO). It copies page by page through a bounce page and is three
+  times slower, so it gets only the pieces that the other call refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from chrek.system.ids import HostPid
+
+IOV_MAX: Final = 1024
+"""Most pieces in one call (uio.h, UIO_MAXIOV)."""
+
+_HUGE: Final = 2 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_VmCall = Callable[[int, int, int, int, int, int], int]
+
+
+def _vm_call(name: str) -> _VmCall:
+    function = getattr(_libc, name)
+    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
+    function.restype = ctypes.c_ssize_t
+    call: _VmCall = function
+    return call
+
+
+_readv = _vm_call("process_vm_readv")
+_writev = _vm_call("process_vm_writev")
+_memcmp = _libc.memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_memmove = _libc.memmove
+_memmove.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_memmove.restype = ctypes.c_void_p
+
+Piece = tuple[int, int]
+"""Address and length in bytes, in the other process."""
+
+
+class AccessError(Exception):
+    """The memory of a process could not be read or written at an address."""
+
+    def __init__(self, pid: HostPid, address: int, number: int) -> None:
+        super().__init__(f"process {pid} at {address:#x}: {os.strerror(number)}")
+        self.pid = pid
+        self.address = address
+        self.errno = number
+
+
+class Buffer:
+    """Page-aligned memory of our own, with its address; freed when the block ends.
+
+    Huge pages are asked for: they halve the cost of the first use and spare the kernel page-table walks.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size >= _HUGE:
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.view = memoryview(self._map)
+        self.words = self.view.cast("Q")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.words.release()
+        self.view.release()
+        # A traceback that is still alive may hold a slice; the memory then goes with it.
+        with contextlib.suppress(BufferError):
+            self._map.close()
+
+    def is_repeated(self, offset: int, length: int) -> bool:
+        """Whether all 8-byte words of a piece equal its first one; lets go of the interpreter's lock."""
+        at = self.address + offset
+        return length <= 8 or _memcmp(at, at + 8, length - 8) == 0
+
+    def move(self, target: int, source: int, length: int) -> None:
+        """Move bytes inside the buffer; lets go of the interpreter's lock."""
+        if length and target != source:
+            _memmove(self.address + target, self.address + source, length)
+
+
+class Task:
+    """One process whose memory is moved; may be used by many threads at once."""
+
+    def __init__(self, pid: HostPid) -> None:
+        self.pid = pid
+        self._mem: int | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._mem is not None:
+            os.close(self._mem)
+            self._mem = None
+
+    def read(self, pieces: Sequence[Piece], buffer: Buffer, offset: int) -> None:
+        """Read pieces one after the other into *buffer* from *offset* on.
+
+        Raises:
+            AccessError: a page cannot be read.
+        """
+        self._transfer(_readv, self._read_mem, pieces, buffer, offset)
+
+    def write(self, pieces: Sequence[Piece], buffer: Buffer, offset: int) -> None:
+        """Write *buffer* from *offset* on to pieces, one after the other.
+
+        Raises:
+            AccessError: a page cannot be written.
+        """
+        self._transfer(_writev, self._write_mem, pieces, buffer, offset)
+
+    def _transfer(
+        self,
+        vm_call: _VmCall,
+        fallback: Callable[[int, memoryview], int],
+        pieces: Sequence[Piece],
+        buffer: Buffer,
+        offset: int,
+    ) -> None:
+        todo = list(pieces)
+        first = 0
+        while first < len(todo):
+            batch = todo[first : first + IOV_MAX]
+            wanted = sum(length for _, length in batch)
+            done = self._call(vm_call, batch, buffer.address + offset, wanted)
+            offset += done
+            if done == wanted:
+                first += len(batch)
+                continue
+            while done >= todo[first][1]:
+                done -= todo[first][1]
+                first += 1
+            address, length = todo[first]
+            self._whole(fallback, address + done, buffer.view[offset : offset + length - done])
+            offset += length - done
+            first += 1
+
+    def _call(self, vm_call: _VmCall, batch: Sequence[Piece], local: int, wanted: int) -> int:
+        remote = array("Q", [number for piece in batch for number in piece])
+        mine = array("Q", (local, wanted))
+        done = vm_call(self.pid, mine.buffer_info()[0], 1, remote.buffer_info()[0], len(batch), 0)
+        if done >= 0:
+            return done
+        number = ctypes.get_errno()
+        # EPERM: no CAP_SYS_PTRACE over the process; ESRCH: it is gone. Neither gets better by another way.
+        if number in {errno.EFAULT, errno.EIO}:
+            return 0
+        raise AccessError(self.pid, batch[0][0], number)
+
+    def _whole(self, fallback: Callable[[int, memoryview], int], address: int, view: memoryview) -> None:
+        with view:
+            at = 0
+            while at < len(view):
+                try:
+                    done = fallback(address + at, view[at:])
+                except OSError as error:
+                    raise AccessError(self.pid, address + at, error.errno or errno.EIO) from error
+                if done <= 0:  # the address space is gone: the process has ended
+                    raise AccessError(self.pid, address + at, errno.ESRCH)
+                at += done
+
+    def _read_mem(self, address: int, view: memoryview) -> int:
+        return os.preadv(self._open(), [view], address)
+
+    def _write_mem(self, address: int, view: memoryview) -> int:
+        return os.pwrite(self._open(), view, address)
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._mem is None:
+                self._mem = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+            return self._mem
+
+
+@contextlib.contextmanager
+def tasks(pids: Sequence[HostPid]) -> Iterator[list[Task]]:
+    """Give the processes' memory for the length of a block."""
+    opened = [Task(pid) for pid in pids]
+    try:
+        yield opened
+    finally:
+        for task in opened:
+            task.close()
