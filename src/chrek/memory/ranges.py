@@ -72,10 +72,15 @@ def in_order(ranges: Iterable[Range]) -> list[Range]:
 
 
 def subtract(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
-    """Return what is left of *ranges* without the pages of *taken*, in order."""
+    """Return what is left of *ranges* without the pages of *taken* (which may overlap), in order."""
     holes: dict[NsPid, list[Range]] = {}
     for hole in sorted(taken):
-        holes.setdefault(hole.pid, []).append(hole)
+        before = holes.setdefault(hole.pid, [])
+        if before and before[-1].end >= hole.start:
+            end = max(before[-1].end, hole.end)
+            before[-1] = replace(before[-1], length=end - before[-1].start)
+        else:
+            before.append(hole)
     left: list[Range] = []
     for whole in in_order(ranges):
         left.extend(_without(whole, holes.get(whole.pid, [])))
