@@ -208,13 +208,12 @@ int cuModuleGetFunction(void **f, void *m, const char *name) {
 }
 int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shm, void *st, void **arg, void **extra) {
-    (void)f; (void)gy; (void)gz; (void)bx; (void)by; (void)bz; (void)shm; (void)st; (void)extra;
+    (void)f; (void)gz; (void)bx; (void)by; (void)bz; (void)shm; (void)st; (void)extra;
     INJECT("cuLaunchKernel", 0);
     const uint64_t *table = *(const uint64_t **)arg[0];
     uint64_t *out = *(uint64_t **)arg[1];
-    uint32_t blocks = *(uint32_t *)arg[2], per = *(uint32_t *)arg[3];
-    (void)gx; (void)per;
-    for (uint32_t b = 0; b < blocks; b++) {
+    (void)gx;
+    for (uint32_t b = 0; b < gy; b++) {
         const uint64_t *w = (const uint64_t *)table[2 * b];
         uint64_t n = table[2 * b + 1] / 8, x = 0, y = 0, any = 0;
         for (uint64_t i = 0; i < n; i++) {

@@ -1,0 +1,362 @@
+"""Moving regions of GPU memory to files and back, at the speed of the link.
+
+Threads, each with a stream and a pinned buffer of two blocks: while one block crosses the link the
+other is written or read. The copies need no Python between them (every call of the loop lets go of
+Python's lock), so threads are enough: 16 of them with blocks of 8 MiB need a sixth of a core for
+Python itself at 25 GB/s.
+
+The pinned buffers are ordinary private memory that is registered with the driver and not memory from
+``cuMemHostAlloc``: that is shared memory, which CRIU moves on one thread. They are gone when a
+transfer ends, so a checkpoint never holds them.
+
+Nothing is freed here: if a transfer fails, the caller's memory is what it was (`save`), or undefined
+and the caller drops it (`load`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import mmap
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from chrek.workload.pool import files
+from chrek.workload.pool.cuda import NO_TIMING, NON_BLOCKING, PORTABLE, Cuda, Primary
+from chrek.workload.pool.digest import LANES, SHA256, digester
+from chrek.workload.pool.errors import PoolCorrupt, PoolError
+from chrek.workload.pool.layout import BLOBS, BLOCK, Blob, Block, Index, Region, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+THREADS: Final = 16
+SLOTS: Final = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to move: threads for all devices together, and whether to go around the page cache."""
+
+    threads: int = THREADS
+    direct: str = files.AUTO
+
+
+@dataclass
+class Report:
+    """What a transfer did. `size` is GPU memory, `moved` what crossed the link, in bytes."""
+
+    size: int = 0
+    moved: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a step."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+    def __str__(self) -> str:
+        phases = " ".join(f"{name}={seconds:.3f}s" for name, seconds in self.seconds.items())
+        rate = self.moved / 1e9 / max(self.seconds.get("copy", 0.0), 1e-9)
+        return f"{self.size / 1e9:.2f} GB, moved {self.moved / 1e9:.2f} GB at {rate:.1f} GB/s, {phases}"
+
+
+class Lane:
+    """One thread's stream and pinned buffer on one device; to be used in that device's context."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._memory = mmap.mmap(-1, SLOTS * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(AttributeError, OSError):  # Python 3.9 on an odd platform; no huge pages here
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        first = ctypes.c_char.from_buffer(self._memory)
+        self.address = ctypes.addressof(first)
+        del first  # or the mapping could not be closed
+        cuda.call("cuMemHostRegister_v2", self.address, SLOTS * BLOCK, PORTABLE)
+        self._whole = memoryview(self._memory)
+        self.stream = cuda.handle("cuStreamCreate", NON_BLOCKING)
+        self._events = [cuda.handle("cuEventCreate", NO_TIMING) for _ in range(SLOTS)]
+
+    def view(self, slot: int, size: int) -> memoryview:
+        """The first `size` bytes of a slot."""
+        return self._whole[slot * BLOCK : slot * BLOCK + size]
+
+    def out(self, slot: int, block: Block) -> None:
+        """Start a copy from the GPU into a slot."""
+        self._cuda.call("cuMemcpyDtoHAsync_v2", self.address + slot * BLOCK, block.address, block.size, self.stream)
+        self._cuda.call("cuEventRecord", self._events[slot], self.stream)
+
+    def into(self, slot: int, block: Block) -> None:
+        """Start a copy from a slot to the GPU."""
+        self._cuda.call("cuMemcpyHtoDAsync_v2", block.address, self.address + slot * BLOCK, block.size, self.stream)
+        self._cuda.call("cuEventRecord", self._events[slot], self.stream)
+
+    def wait(self, slot: int) -> None:
+        """Wait for the copy of a slot."""
+        self._cuda.call("cuEventSynchronize", self._events[slot])
+
+    def close(self) -> None:
+        """Wait for what is under way and give everything back."""
+        self._cuda.call("cuStreamSynchronize", self.stream)
+        for event in self._events:
+            self._cuda.call("cuEventDestroy_v2", event)
+        self._cuda.call("cuStreamDestroy_v2", self.stream)
+        self._whole.release()
+        self._cuda.call("cuMemHostUnregister", self.address)
+        with contextlib.suppress(BufferError):  # the traceback of a failed write still holds a view
+            self._memory.close()
+
+
+class _Jobs:
+    """Blobs waiting for a thread, and the first failure."""
+
+    def __init__(self, blobs: Sequence[Blob]) -> None:
+        self._lock = threading.Lock()
+        self._waiting = iter(list(enumerate(blobs)))
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Blob]]:
+        while self.error is None:
+            with self._lock:
+                job = next(self._waiting, None)
+            if job is None:
+                return
+            yield job
+
+    def fail(self, error: BaseException) -> None:
+        with self._lock:
+            self.error = self.error or error
+
+
+def _in_threads(cuda: Cuda, blobs: Sequence[Blob], options: Options, work: Callable[[Lane, _Jobs], None]) -> None:
+    """Run `work` for every device's blobs in threads of that device; raises the first failure."""
+    devices = sorted({blob.device for blob in blobs})
+    threads, queues = [], []
+    for device in devices:
+        mine = [blob for blob in blobs if blob.device == device]
+        jobs = _Jobs(mine)
+        queues.append(jobs)
+        for number in range(min(len(mine), max(1, options.threads // len(devices)))):
+            arguments = (cuda, device, jobs, work)
+            threads.append(threading.Thread(target=_thread, args=arguments, name=f"chrek-pool-{device}-{number}"))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for jobs in queues:
+        if jobs.error is not None:
+            raise jobs.error
+
+
+def _thread(cuda: Cuda, device: int, jobs: _Jobs, work: Callable[[Lane, _Jobs], None]) -> None:
+    try:
+        with Primary(cuda, device), contextlib.closing(Lane(cuda)) as lane:
+            work(lane, jobs)
+    except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+        jobs.fail(error)
+
+
+# --- out ----------------------------------------------------------------------------------------------
+def save(
+    cuda: Cuda,
+    regions: Sequence[Region],
+    directory: str,
+    *,
+    pool: str,
+    options: Options | None = None,
+    known: Sequence[str] = (),
+) -> tuple[Index, Report]:
+    """Write the contents of `regions` to blobs under `directory`, and the index last.
+
+    The devices must be idle. Blobs of `known` directories with the same contents are linked instead of
+    written. Raises `PoolError` (with its cause); the memory is never touched.
+    """
+    options = options or Options()
+    report = Report(size=sum(region.size for region in regions))
+    blobs_directory = os.path.join(directory, BLOBS)
+    index = Index(pool, LANES, list(regions), plan(regions))
+    try:
+        os.makedirs(blobs_directory, mode=0o700, exist_ok=True)
+        with report.phase("digest"):
+            index.digest = _digest(cuda, index)
+        missing = list(index.stored())
+        if index.digest == LANES:
+            missing = files.reuse(blobs_directory, missing, known)
+        _check_space(blobs_directory, sum(blob.size for blob in missing))
+        with report.phase("copy"):
+            _in_threads(cuda, missing, options, _Writer(blobs_directory, index.digest, options))
+        report.moved = sum(blob.size for blob in missing)
+        _write_index(directory, index)
+        files.prune(blobs_directory, index, _others(directory, index.pool))
+    except OSError as error:
+        raise PoolError(f"saving pool {pool!r} to {directory} failed: {error}") from error
+    return index, report
+
+
+def _digest(cuda: Cuda, index: Index) -> str:
+    """Fill in the digests on the GPU; the kind of digest that the index has then."""
+    for device in sorted({region.device for region in index.regions}):
+        kernel = digester(cuda, device)
+        if kernel is None:
+            return SHA256
+        blocks = [block for blob in index.blobs if blob.device == device for block in blob.blocks]
+        with contextlib.closing(kernel):
+            digests = kernel.digests([(block.address, block.size) for block in blocks])
+        for block, digest in zip(blocks, digests):
+            block.digest, block.zero = digest, digest is None
+    return LANES
+
+
+def _check_space(directory: str, needed: int) -> None:
+    stat = os.statvfs(directory)
+    free = stat.f_bavail * stat.f_frsize
+    if stat.f_blocks and free < needed:
+        raise PoolError(f"{directory} has {free / 1e9:.1f} GB free; the pool needs {needed / 1e9:.1f} GB")
+
+
+class _Writer:
+    """Blobs of one device to files."""
+
+    def __init__(self, directory: str, digest: str, options: Options) -> None:
+        self._directory = directory
+        self._hash = digest == SHA256
+        self._direct = options.direct
+
+    def __call__(self, lane: Lane, jobs: _Jobs) -> None:
+        waiting: list[tuple[files.Output, Block, int] | None] = [None] * SLOTS
+        outputs: list[files.Output] = []
+        slot = 0
+        try:
+            for number, blob in jobs:
+                output = files.create(self._directory, blob, number + blob.device * 1_000_000, self._direct)
+                outputs.append(output)
+                offset = 0
+                for block in blob.blocks:
+                    if block.zero:
+                        continue
+                    self._finish(lane, slot, waiting)
+                    lane.out(slot, block)
+                    waiting[slot] = (output, block, offset)
+                    offset += block.size
+                    slot = (slot + 1) % SLOTS
+            for _ in range(SLOTS):
+                self._finish(lane, slot, waiting)
+                slot = (slot + 1) % SLOTS
+        finally:
+            for output in outputs:
+                output.abandon()
+
+    def _finish(self, lane: Lane, slot: int, waiting: list[tuple[files.Output, Block, int] | None]) -> None:
+        if (job := waiting[slot]) is None:
+            return
+        waiting[slot] = None
+        output, block, offset = job
+        lane.wait(slot)
+        with lane.view(slot, block.size) as view:
+            if self._hash:
+                block.digest = hashlib.sha256(view).digest()
+            output.write(view, offset)
+
+
+def _write_index(directory: str, index: Index) -> None:
+    temporary = os.path.join(directory, f".{index.pool}.json")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(index.to_json())
+    os.rename(temporary, os.path.join(directory, f"{index.pool}.json"))
+
+
+def _others(directory: str, pool: str) -> list[Index]:
+    """Indexes of the other pools in the same directory."""
+    from chrek.workload.pool.layout import from_json  # noqa: PLC0415 - only here
+
+    found = []
+    for entry in os.listdir(directory):
+        if entry.endswith(".json") and not entry.startswith(".") and entry != f"{pool}.json":
+            with open(os.path.join(directory, entry)) as file:
+                found.append(from_json(file.read()))
+    return found
+
+
+# --- back ---------------------------------------------------------------------------------------------
+def load(cuda: Cuda, index: Index, directory: str, *, options: Options | None = None) -> Report:
+    """Put the contents of `index` back to the addresses they came from; physical memory must be there.
+
+    Raises `PoolCorrupt` if a block is not what it was, `PoolError` for everything else; the contents
+    are undefined then.
+    """
+    options = options or Options()
+    report = Report(size=index.size)
+    try:
+        with report.phase("copy"):
+            work = _Reader(cuda, os.path.join(directory, BLOBS), index.digest, options)
+            _in_threads(cuda, index.blobs, options, work)
+        report.moved = sum(blob.size for blob in index.stored())
+        if index.digest == LANES:
+            with report.phase("digest"):
+                _check(cuda, index)
+    except OSError as error:
+        raise PoolError(f"loading pool {index.pool!r} from {directory} failed: {error}") from error
+    return report
+
+
+class _Reader:
+    """Blobs of one device from files."""
+
+    def __init__(self, cuda: Cuda, directory: str, digest: str, options: Options) -> None:
+        self._cuda = cuda
+        self._directory = directory
+        self._hash = digest == SHA256
+        self._direct = options.direct
+
+    def __call__(self, lane: Lane, jobs: _Jobs) -> None:
+        slot, used = 0, 0
+        for _, blob in jobs:
+            path = os.path.join(self._directory, blob.name) if blob.size else ""
+            fd = files.open_blob(path, self._direct) if path else -1
+            try:
+                offset = 0
+                for block in blob.blocks:
+                    if block.zero:
+                        self._cuda.call("cuMemsetD8Async", block.address, 0, block.size, lane.stream)
+                        continue
+                    if used >= SLOTS:
+                        lane.wait(slot)
+                    with lane.view(slot, block.size) as view:
+                        files.read(fd, view, offset, path)
+                        if self._hash and hashlib.sha256(view).digest() != block.digest:
+                            raise _corrupt(path, offset, block)
+                    lane.into(slot, block)
+                    offset += block.size
+                    slot, used = (slot + 1) % SLOTS, used + 1
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+
+def _check(cuda: Cuda, index: Index) -> None:
+    """Compare what is on the GPU now with the index."""
+    for device in sorted({region.device for region in index.regions}):
+        kernel = digester(cuda, device)
+        if kernel is None:
+            raise PoolError("the digest kernel was loaded when the pool was saved and cannot be loaded now")
+        pairs = [(blob, block) for blob in index.blobs if blob.device == device for block in blob.blocks]
+        with contextlib.closing(kernel):
+            digests = kernel.digests([(block.address, block.size) for _, block in pairs])
+        for (blob, block), digest in zip(pairs, digests):
+            if digest != (None if block.zero else block.digest):
+                raise _corrupt(blob.name, block.address - blob.blocks[0].address, block)
+
+
+def _corrupt(path: str, offset: int, block: Block) -> PoolCorrupt:
+    return PoolCorrupt(
+        f"{path}: the {block.size} bytes that belong to GPU address {block.address:#x} (block at {offset}) "
+        f"are not those that were saved"
+    )
