@@ -53,8 +53,9 @@ def _is_overlay(path: Path) -> bool:
 @functools.cache
 def base_root() -> Path:
     """Return the read-only root file system of all containers, made on first use (a few seconds, then cached)."""
-    subprocess.run([sys.executable, str(REPO / "tools/setup-base")], check=True, stdout=subprocess.DEVNULL)
-    return CACHE / "base/rootfs"
+    argv = [sys.executable, str(REPO / "tools/setup-base")]
+    said = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return Path(said.rpartition("ready in ")[2].strip())
 
 
 @functools.cache

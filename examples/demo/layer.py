@@ -1,0 +1,45 @@
+"""The demo's image layer: the server and the packages it imports, on top of the containers' base."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE.parents[1] / ".cache/demo"
+# The base's Python and C library (Debian 12), whatever Python runs this.
+PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--only-binary", ":all:")
+PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
+
+
+def image_layer() -> Path:
+    """Return a directory with ``/opt/site`` and ``/app/server.py``, made on first use and when their sources change."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    inputs = [(HERE / name).read_bytes() for name in ("requirements.txt", "server.py", "layer.py")]
+    name = "layer-" + hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (CACHE / name).exists():
+            for old in CACHE.glob("*layer-*"):
+                shutil.rmtree(old)
+            print("demo: installing the server's packages (about 150 MB) into .cache", flush=True)
+            staged = Path(tempfile.mkdtemp(prefix="new-layer-", dir=CACHE))
+            _fill(staged)
+            staged.rename(CACHE / name)
+    return CACHE / name
+
+
+def _fill(layer: Path) -> None:
+    layer.chmod(0o755)
+    site = layer / "opt/site"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+    requirements = ["--requirement", str(HERE / "requirements.txt")]
+    subprocess.run([*pip, "--no-compile", *PYTHON, *platforms, "--target", str(site), *requirements], check=True)
+    (layer / "app").mkdir()
+    shutil.copy(HERE / "server.py", layer / "app/server.py")
