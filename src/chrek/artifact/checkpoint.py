@@ -19,6 +19,7 @@ from chrek.artifact.verify import Level, Progress, Report, verify_files
 from chrek.errors import Reason, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
     from typing import Self
 
@@ -73,16 +74,27 @@ class Checkpoint:
         return contents
 
     def verify(
-        self, level: Level = Level.FULL, *, workers: int | None = None, progress: Progress | None = None
+        self,
+        level: Level = Level.FULL,
+        *,
+        workers: int | None = None,
+        unread: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> Report:
         """Compare the directory with the manifest; every difference is in the report.
 
         Types, sizes, links, missing and added files are always looked at, and small files are read
-        always; *level* says how much bulk data is. *progress* is called with bytes done and to do, by
+        always; *level* says how much bulk data is. The contents of *unread* files are left to whoever reads
+        them later and compares them then. *progress* is called with bytes done and to do, by
         one thread at a time.
         """
         return verify_files(
-            self.fd, self.manifest.files, level=level, workers=workers or (os.cpu_count() or 1), progress=progress
+            self.fd,
+            self.manifest.files,
+            level=level,
+            workers=workers or (os.cpu_count() or 1),
+            unread=unread,
+            progress=progress,
         )
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from chrek.artifact.digest import FileEntry, hash_extent
 from chrek.errors import Reason, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 _PIECE: Final = 32 << 20  # bytes of one file that a thread takes at once
 _SAMPLE: Final = 16  # one block in this many is read for a sampled check
@@ -94,12 +94,18 @@ class _Piece:
 
 
 def verify_files(
-    fd: int, files: Mapping[str, FileEntry], *, level: Level, workers: int, progress: Progress | None = None
+    fd: int,
+    files: Mapping[str, FileEntry],
+    *,
+    level: Level,
+    workers: int,
+    unread: Collection[str] = (),
+    progress: Progress | None = None,
 ) -> Report:
     """Compare the directory *fd* with *files*; see `Checkpoint.verify`."""
     begin = time.monotonic()
     problems, sound = _compare_tree(fd, files)
-    pieces = [piece for path in sound for piece in _pieces(path, files[path], level)]
+    pieces = [piece for path in sound if path not in unread for piece in _pieces(path, files[path], level)]
     meter = _Meter(sum(piece.length for piece in pieces), progress)
     with ThreadPoolExecutor(max(1, min(workers, len(pieces)))) as pool:
         damaged = {path: text for path, text in pool.map(lambda piece: _check(fd, piece, meter), pieces) if text}
