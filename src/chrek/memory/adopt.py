@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from chrek.artifact import BLOCK_SIZE
 from chrek.errors import CaptureFailed, Reason
+from chrek.memory.capture import BLOCK_SIZE
 from chrek.memory.crew import NO_LIMITS, Limits
 from chrek.memory.digest import digest
 from chrek.memory.index import SKIPPED, FileKind, Index, PageFile, RunTable
