@@ -82,10 +82,14 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A standard stream of the root process: its target as in /proc/PID/fd, and how it is open."""
+    """A standard stream of the container: its target as in /proc/PID/fd, and how it is open.
+
+    *key* is CRIU's name for it when it comes from outside the container and a restore must replace it.
+    """
 
     target: str
     mode: Literal["r", "w", "rw"]
+    key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
