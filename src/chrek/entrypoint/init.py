@@ -66,6 +66,10 @@ def _run(container: Container) -> int:
         report.line(f"checkpoint mode ({settings.checkpoint_id}): nothing is restored in this container")
         if checkpointing.remove_stale(settings.signal_file):
             report.line(f"removed {settings.signal_file}, which an earlier container left")
+    if settings.mode is Mode.RESTORE:
+        from chrek.entrypoint.restoring import restore  # noqa: PLC0415 - a cold start need not pay for it
+
+        return restore(container)
     code = cold(container, reason="")
     if settings.mode is Mode.CHECKPOINT and code == 0:
         failed = checkpointing.verdict(settings.signal_file)
@@ -109,6 +113,9 @@ def publish(
     mode: str,
     *,
     application: int | None = None,
+    claim: str = "",
+    mailbox: int | None = None,
+    deadline: float | None = None,
     reason: str = "",
     seconds: float | None = None,
 ) -> None:
@@ -120,6 +127,9 @@ def publish(
                 init=process(os.getpid()),
                 app=None if application is None else process(application),
                 checkpoint_id=container.settings.checkpoint_id,
+                mailbox=mailbox,
+                claim=claim,
+                deadline=deadline,
                 reason=reason,
                 seconds=seconds,
             )

@@ -12,8 +12,8 @@ TYPE_CHECKING = False  # see chrek.system.ids
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_WALL = 0x40000000
-"""__WALL of wait(2): also children that announce themselves by another signal than SIGCHLD."""
+WALL = 0x40000000
+"""_WALL of wait(2): also children that announce themselves by another signal than SIGCHLD."""
 
 
 def supervise(application: int, signals: int, early: Iterable[Signal] = ()) -> int:
@@ -42,7 +42,7 @@ def reap(application: int) -> int | None:
     """Collect every process that has ended; return the application's wait status if it is among them."""
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG | _WALL)
+            pid, status = os.waitpid(-1, os.WNOHANG | WALL)
         except ChildProcessError:
             return None
         if pid == 0:

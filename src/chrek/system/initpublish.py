@@ -38,6 +38,11 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 _MFD_NOEXEC_SEAL = 0x8
 """Linux 6.3; without it a kernel with vm.memfd_noexec=2 refuses the memfd."""
 
+LETTER_MAX = 4096
+"""PIPE_BUF of Linux: a letter in the mailbox is written whole or not at all."""
+HEARTBEAT_LIMIT = 10.0
+"""Seconds without a letter after which a claimed restore counts as lost."""
+
 _HIGH = 1000
 """Where the init's long-lived descriptors go: out of the way of what programs count up from 3."""
 

@@ -1,0 +1,41 @@
+"""The engine run from inside a privileged container, as a child of its init.
+
+Run by path with ``python3 -I -S``; it hands over through the init's mailbox like an engine outside.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from chrek.errors import ChrekError, ExitCode
+from chrek.system.ids import HostPid
+from chrek.system.mailbox import Mailbox
+
+
+def main(store: str, checkpoint_id: str) -> int:
+    """Claim, restore, hand over; return an exit code."""
+    init = HostPid(os.getppid())
+    try:
+        with Mailbox.claim(init, by="restore-entrypoint") as mailbox:
+            return _restore(Path(store), checkpoint_id, init, mailbox)
+    except ChrekError as error:
+        os.write(2, f"chrek: {error}\n".encode(errors="replace"))
+        return int(error.exit_code)
+
+
+def _restore(store: Path, checkpoint_id: str, init: HostPid, mailbox: Mailbox) -> int:
+    from chrek.engine.restore import restore_inside  # noqa: PLC0415 # after the claim, which the init waits for
+
+    try:
+        restore_inside(store=store, checkpoint_id=checkpoint_id, pid1=init, mailbox=mailbox)
+    except ChrekError as error:
+        mailbox.failed(error.reason, error.message)
+        return int(error.exit_code)
+    return int(ExitCode.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
