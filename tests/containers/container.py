@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import itertools
 import json
@@ -10,6 +12,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +27,8 @@ from containers.layout import PREFIX, RUNC_STATE, SOURCE, base_root, mount, remo
 from containers.spec import Json, Mount, Wish, config
 
 _numbers = itertools.count(1)
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000  # sched.h
 _SHIM = Path(__file__).with_name("shim.py")
 
 Stream = Literal["pipe", "file", "null", "stdout"]
@@ -268,6 +273,36 @@ class Container:
         if check and done.returncode:
             raise ExecError(f"{list(args)} in {self.name} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
+
+    def connect(self, port: int, *, timeout: float = 30.0) -> socket.socket:
+        """Return a TCP connection to 127.0.0.1 of the container, though its network is not ours.
+
+        A socket stays in the network namespace that its thread was in when it was made (socket(2)), so a thread of
+        its own enters the container's, and ends.
+
+        Raises:
+            OSError: nobody listens there.
+
+        """
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+            made = pool.submit(self._socket_inside)
+        connection = made.result()
+        connection.settimeout(timeout)
+        try:
+            connection.connect(("127.0.0.1", port))
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def _socket_inside(self) -> socket.socket:
+        namespace = os.open(f"/proc/{self.pid1}/ns/net", os.O_RDONLY)
+        try:
+            if _libc.setns(namespace, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns", f"/proc/{self.pid1}/ns/net")
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        finally:
+            os.close(namespace)
 
     def children(self, pid: int | None = None) -> list[HostPid]:
         """Return the children of PID 1 (or of `pid`, a host's process id)."""

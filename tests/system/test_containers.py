@@ -151,6 +151,19 @@ def test_network_is_its_own_with_loopback_up(container: Make) -> None:
         assert os.readlink(f"/proc/{made.pid1}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
 
 
+def test_connections_from_outside(container: Make) -> None:
+    """The test can talk to a server in the container's own network, and stays in its own namespace itself."""
+    before = os.readlink("/proc/self/ns/net")
+    serve = "import socket; s=socket.create_server(('127.0.0.1', 80)); print('up', flush=True); c=s.accept()[0]"
+    made = container(python(serve + "; c.sendall(c.recv(9)[::-1])"))
+    made.wait_for("up")
+    with made.connect(80) as connection:
+        connection.sendall(b"abc")
+        assert connection.recv(9) == b"cba"
+    assert os.readlink("/proc/self/ns/net") == before
+    assert os.readlink("/proc/thread-self/ns/net") == before
+
+
 def test_limits(container: Make) -> None:
     """Limits are those of the container's own cgroup."""
     made = container(SLEEP, memory=64 << 20, pids=10)
