@@ -123,6 +123,10 @@ def fetch(packages: list[str], *, suite: str, home: Path) -> Fetched:
 
 
 def unpack(files: list[Path], root: Path) -> None:
-    """Unpack the packages' files into `root`; none of their scripts is run."""
+    """Unpack the packages' files into `root`, through symbolic links that stand there; none of their scripts is run."""
+    tar = ["tar", "--extract", "--directory", str(root), "--keep-directory-symlink", "--file", "-"]
     for file in files:
-        run(["dpkg-deb", "--extract", str(file), str(root)])
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE) as reader:
+            done = subprocess.run(tar, stdin=reader.stdout, capture_output=True, text=True, check=False)
+        if reader.returncode or done.returncode:
+            raise SetupError(f"{file.name} could not be unpacked: {done.stderr.strip()[-500:]}")

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from containers import base_root
+
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / ".cache/demo"
 # The base's Python and C library (Debian 12), whatever Python runs this.
@@ -41,5 +43,15 @@ def _fill(layer: Path) -> None:
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     requirements = ["--requirement", str(HERE / "requirements.txt")]
     subprocess.run([*pip, "--no-compile", *PYTHON, *platforms, "--target", str(site), *requirements], check=True)
+    _compile(layer)
     (layer / "app").mkdir()
     shutil.copy(HERE / "server.py", layer / "app/server.py")
+
+
+def _compile(layer: Path) -> None:
+    """Compile the packages by the containers' own Python, as an image build would; it is run through its own loader."""
+    usr = base_root() / "usr"
+    python = [f"{usr}/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "--library-path", f"{usr}/lib/x86_64-linux-gnu", f"{usr}/bin/python3.11"]
+    argv = [*python, "-s", "-m", "compileall", "-qq", "-s", str(layer), "-p", "/", str(layer)]
+    # Some packages ship files that are no valid Python (templates); those stay uncompiled.
+    subprocess.run(argv, check=False, env={"PYTHONHOME": str(usr)})
