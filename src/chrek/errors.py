@@ -47,6 +47,19 @@ class Reason(Enum):
         """The code as users see it, for example ``IO_URING_IN_USE``."""
         return self.name
 
+    @classmethod
+    def parse_list(cls, text: str) -> frozenset[Reason]:
+        """Read a comma list of codes, as ``CHREK_ALLOW`` has it.
+
+        Raises:
+            UsageError: ``BAD_VALUE``, naming the word that is not a code.
+        """
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        for word in words:
+            if word not in cls.__members__:
+                raise UsageError(cls.BAD_VALUE, f"{word!r} is not a reason code; docs/reasons.md lists them all.")
+        return frozenset(cls[word] for word in words)
+
     # --- usage ---------------------------------------------------------------------------------
     BAD_VALUE = (
         "An option or environment variable has a value that is not allowed.",

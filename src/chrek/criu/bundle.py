@@ -15,15 +15,20 @@ the file system it runs in. Two path constants are redirected when the bundle is
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from chrek.errors import ChrekError, Reason
 
 MINIMUM = (4, 1, 1)
 """Oldest CRIU whose restore works on current kernels (vDSO handling) and whose RPC has what is used here."""
+
+STRICT_SOCKETS = (6, 16)
+"""Since this Linux, SO_PASSCRED and SO_PASSSEC fail on sockets that are neither unix nor netlink; CRIU 4.2 knows."""
 
 VARIABLE = "CHREK_CRIU_BUNDLE"
 
@@ -60,7 +65,19 @@ class Bundle:
         loader = [str(self.path / "ld.so"), "--inhibit-cache", "--library-path", str(self.path / "lib")]
         return [*loader, str(self.path / "criu"), "--no-default-config", *arguments]
 
+    @cached_property
+    def _version(self) -> tuple[int, ...]:
+        return self.ask_version()
+
     def version(self) -> tuple[int, ...]:
+        """Return the program's version; asked for once.
+
+        Raises:
+            ChrekError: ``CRIU_UNUSABLE``, when it does not run or is too old.
+        """
+        return self._version
+
+    def ask_version(self) -> tuple[int, ...]:
         """Ask the program for its version.
 
         Raises:
@@ -74,6 +91,18 @@ class Bundle:
         if version < MINIMUM:
             raise ChrekError(Reason.CRIU_UNUSABLE, f"{self.path}/criu is {words[1]}, older than 4.1.1.")
         return version
+
+
+    def require(self) -> None:
+        """Check that this CRIU can work on this kernel.
+
+        Raises:
+            ChrekError: ``CRIU_UNUSABLE``.
+        """
+        kernel = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+        if kernel >= STRICT_SOCKETS and self.version() < (4, 2):
+            message = f"{self.path}/criu is older than 4.2 and cannot dump TCP sockets on Linux {os.uname().release}."
+            raise ChrekError(Reason.CRIU_UNUSABLE, message)
 
 
 @dataclass(frozen=True)

@@ -124,12 +124,15 @@ def split(
     processes: Iterable[Process],
     moved: Mapping[NsPid, list[Run]],
     read_pages: Callable[[NsPid, int, int], bytes],
+    *,
+    aside: int | None,
 ) -> Split:
     """Rewrite the pagemaps and page images so that the *moved* runs are no longer in them.
 
     *read_pages* reads a process's memory (process, address, length) for pages that CRIU left where
     they are and that must stay with it; it is not called for a plain dump. A page image that loses
-    pages is left as ``pages-N.img.whole``: its moved runs are named in `Split.adopted`.
+    pages is moved to the directory *aside*, under its name: its moved runs are named in
+    `Split.adopted`. Without *aside* (a lazy dump) there is nothing in it that the new one lacks.
 
     Raises:
         CaptureFailed: ``WRITE_FAILED``.
@@ -139,7 +142,7 @@ def split(
         runs = moved.get(process.pid, [])
         result.moved[process.pid] = runs
         try:
-            _rewrite(directory, process, runs, read_pages, result)
+            _rewrite(directory, process, runs, read_pages, result, aside)
         except OSError as error:
             message = f"pages of process {process.pid}: {error.strerror} ({error.filename or 'images'})."
             raise CaptureFailed(Reason.WRITE_FAILED, message) from error
@@ -152,6 +155,7 @@ def _rewrite(
     moved: list[Run],
     read_pages: Callable[[NsPid, int, int], bytes],
     result: Split,
+    aside: int | None,
 ) -> None:
     movable = RunSet(moved)
     kept: list[PagemapEntry] = []
@@ -173,7 +177,7 @@ def _rewrite(
             kept.append(_entry(run))
     name = f"pages-{process.pages_id}.img"
     if changed:
-        _write_pages(directory, name, process.pid, pieces, read_pages)
+        _write_pages(directory, name, process.pid, pieces, read_pages, aside)
     if changed or len(kept) != len(process.entries):
         process.image.entries[1:] = [entry.encode() for entry in kept]
         process.image.write(directory)
@@ -185,6 +189,7 @@ def _write_pages(
     pid: NsPid,
     pieces: list[tuple[PagemapEntry, Run, int | None]],
     read_pages: Callable[[NsPid, int, int], bytes],
+    aside: int | None,
 ) -> None:
     fresh = f"{name}.new"
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -199,7 +204,10 @@ def _write_pages(
                     _copy(old, position, file.fileno(), length)
     finally:
         os.close(old)
-    os.rename(name, f"{name}.whole", src_dir_fd=directory, dst_dir_fd=directory)
+    if aside is None:
+        os.unlink(name, dir_fd=directory)
+    else:
+        os.rename(name, name, src_dir_fd=directory, dst_dir_fd=aside)
     os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 

@@ -32,7 +32,7 @@ GHOST_LIMIT = (1 << 32) - 1
 
 # CRIU runs as root inside the container and needs much, but never these: loading modules, raw I/O,
 # rebooting. What is not in its bounding set, no image can make it do.
-_NEVER = {"SYS_MODULE": 16, "SYS_RAWIO": 17, "SYS_PACCT": 20, "SYS_BOOT": 22, "SYS_TIME": 25, "MAC_ADMIN": 33}
+_NEVER = {"SYS_MODULE": 16, "SYS_RAWIO": 17, "SYS_PACCT": 20, "SYS_BOOT": 22, "MAC_ADMIN": 33}
 
 
 class CriuFailed(Exception):
@@ -82,6 +82,8 @@ class Criu:
         keep_free: PIDs up to this one are kept free before it starts.
         inherit: descriptors the restored processes take over, by CRIU's key.
         keep: capabilities (numbers) that stay allowed although they are on the list of those never needed.
+        page_server: give CRIU one end of a socket pair to serve lazy pages on.
+        check: called while waiting; what it raises makes CRIU roll back.
     """
 
     bundle: Bundle
@@ -95,6 +97,7 @@ class Criu:
     inherit: dict[str, int] = field(default_factory=dict)
     keep: frozenset[int] = frozenset()
     page_server: bool = False
+    check: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
@@ -135,7 +138,7 @@ class Criu:
                 )
                 self._helper = launch.start(spec, stderr=self._errors)
             deadline = time.monotonic() + self.settings.timeout if self.settings.timeout else None
-            self._client = Client(channel, deadline=deadline)
+            self._client = Client(channel, deadline=deadline, check=self.check)
             self._stack = stack.pop_all()
         return self
 
@@ -233,6 +236,9 @@ class Criu:
         except TimeoutError as error:
             self._hang_up()
             raise CriuFailed(str(error), self.error_lines(), timeout=True) from error
+        except BaseException:
+            self._hang_up()
+            raise
         if not answer.success:
             lines = self.error_lines()
             taken = answer.errno == 17 or any("File exists" in line and "fork" in line for line in lines)

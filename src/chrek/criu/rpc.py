@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MAX_MESSAGE = 1 << 16
+_CHECK_SECONDS = 0.2
 
 
 class CriuGone(Exception):
@@ -38,11 +39,16 @@ class Client:
     Args:
         channel: our end of the socket pair, owned by the client from now on.
         deadline: `time.monotonic` value after which waiting ends, or None.
+        check: called a few times a second while waiting; what it raises ends the call.
     """
 
-    def __init__(self, channel: socket.socket, *, deadline: float | None = None) -> None:
+    def __init__(
+        self, channel: socket.socket, *, deadline: float | None = None, check: Callable[[], None] | None = None
+    ) -> None:
         self._channel = channel
         self._deadline = deadline
+        self._check = check
+        channel.settimeout(_CHECK_SECONDS)
 
     def close(self) -> None:
         """Hang up; CRIU takes that as the client's death."""
@@ -86,20 +92,22 @@ class Client:
             raise CriuGone(f"CRIU no longer listens: {error}") from error
 
     def _receive(self) -> Answer:
-        if self._deadline is not None:
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("CRIU took longer than its deadline")
-            self._channel.settimeout(left)
-        try:
-            data = self._channel.recv(_MAX_MESSAGE)
-        except TimeoutError:
-            raise TimeoutError("CRIU took longer than its deadline") from None
-        except OSError as error:
-            raise CriuGone(f"CRIU's socket failed: {error}") from error
+        data = self._wait()
         if not data:
             raise CriuGone("CRIU ended without an answer")
         try:
             return Answer.decode(data)
         except WireError as error:
             raise CriuGone(f"CRIU's answer makes no sense: {error}") from error
+
+    def _wait(self) -> bytes:
+        while True:
+            try:
+                return self._channel.recv(_MAX_MESSAGE)
+            except TimeoutError:
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    raise TimeoutError("CRIU took longer than its deadline") from None
+                if self._check is not None:
+                    self._check()
+            except OSError as error:
+                raise CriuGone(f"CRIU's socket failed: {error}") from error

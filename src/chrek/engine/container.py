@@ -7,6 +7,8 @@ container's root; nothing believes what the container says of itself beyond what
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -50,6 +52,12 @@ class Container:
     def same_namespaces(self) -> bool:
         """Whether the caller is inside this container."""
         return all(procfs.namespace(self.pid1, name) == procfs.namespace(os.getpid(), name) for name in ("pid", "mnt"))
+
+    @cached_property
+    def has_own_root(self) -> bool:
+        """Whether its root is another file system than ours: a container's, not this machine's own."""
+        with closing_fd(self.open_root()) as theirs, closing_fd(os.open("/", os.O_PATH | os.O_CLOEXEC)) as ours:
+            return not os.path.sameopenfile(theirs, ours)
 
     def open_root(self) -> int:
         """Open the container's root directory, mounts included; the caller closes the descriptor.
@@ -103,6 +111,15 @@ class Container:
             elif mount.kind == "tmpfs" and mount.root == "/":
                 found[mount.point] = "tmpfs"
         return sorted(found.items())
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def ns_pid(pid: HostPid) -> NsPid:

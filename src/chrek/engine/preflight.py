@@ -15,10 +15,12 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chrek.errors import CaptureFailed, Reason, Refused
+from chrek.rootfs import fd as fds
 from chrek.system import procfs
 from chrek.system.syscalls import LIBC, check
 
@@ -153,8 +155,11 @@ def _sysv_objects(pid: HostPid) -> dict[str, int]:
 
 def _foreign_mounts(subject: Subject) -> None:
     known = {mount.id for mount in subject.container.mounts}
+    ends = {(file.target, file.mount) for file in procfs.descriptors(subject.container.pid1) if file.number <= 2}
     for pid, files in subject.files.items():
         for file in files:
+            if (file.target, file.mount) in ends:
+                continue  # a standard stream: the next container has its own
             if not file.target.startswith("/") or file.target.startswith(_KERNEL_FILES):
                 continue
             if file.mount not in known:
@@ -302,28 +307,58 @@ def _device(kernel: int) -> int:
 
 
 def _names(subject: Subject, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """Find names of inodes below the container's root, likely places first."""
-    root = f"/proc/{subject.container.pid1}/root"
-    likely = ["/etc", "/tmp", "/run", "/var/run", "/dev/shm"]  # noqa: S108 - places to look, nothing is made there
-    likely += [os.readlink(f"/proc/{pid}/cwd") for pid in subject.tree if os.path.lexists(f"/proc/{pid}/cwd")]
-    likely += [os.path.dirname(f.target) for files in subject.files.values() for f in files if f.target.startswith("/")]
-    found: dict[tuple[int, int], str] = {}
-    left = _SEARCH_LIMIT
-    for top in dict.fromkeys([*likely, *(mount.point for mount in subject.container.mounts), "/"]):
-        for directory, names, files in os.walk(root + top):
-            for name in ("", *names, *files):
-                left -= 1
-                path = os.path.join(directory, name) if name else directory
-                try:
-                    info = os.lstat(path)
-                except OSError:
-                    continue
-                if (info.st_ino, info.st_dev) in wanted:
-                    found.setdefault((info.st_ino, info.st_dev), path.removeprefix(root) or "/")
-            if left < 0 or len(found) == len(wanted):
-                return found
-            names[:] = [n for n in names if directory != root or n not in {"proc", "sys"}]
-    return found
+    """Find names of inodes below the container's root, likely places first; links lead nowhere outside."""
+    root = subject.container.open_root()
+    try:
+        search = _Search(root, wanted)
+        for top in dict.fromkeys(_likely(subject)):
+            if search.below(top):
+                break
+        return search.found
+    finally:
+        os.close(root)
+
+
+def _likely(subject: Subject) -> list[str]:
+    places = ["/etc", "/tmp", "/run", "/dev/shm"]  # noqa: S108 - places to look, nothing is made there
+    places += [os.readlink(f"/proc/{pid}/cwd") for pid in subject.tree if os.path.lexists(f"/proc/{pid}/cwd")]
+    places += [os.path.dirname(f.target) for files in subject.files.values() for f in files if f.target.startswith("/")]
+    return [*places, *(mount.point for mount in subject.container.mounts), "/"]
+
+
+class _Search:
+    """Looks for inodes below directories until all are found or `_SEARCH_LIMIT` entries were looked at."""
+
+    def __init__(self, root: int, wanted: set[tuple[int, int]]) -> None:
+        self.found: dict[tuple[int, int], str] = {}
+        self._root = root
+        self._wanted = wanted
+        self._left = _SEARCH_LIMIT
+
+    def below(self, top: str) -> bool:
+        """Look at *top* and below; return whether the search is over."""
+        try:
+            start = fds.open_in_root(self._root, os.fsencode(top.lstrip("/") or "."))
+        except OSError:
+            return False
+        try:
+            for directory, names, files, fd in os.fwalk(".", dir_fd=start):
+                here = os.path.normpath(os.path.join(top, directory))
+                self._look(here, os.fstat(fd))
+                for name in files:
+                    with suppress(OSError):
+                        self._look(os.path.join(here, name), os.stat(name, dir_fd=fd, follow_symlinks=False))
+                names[:] = [name for name in names if here != "/" or name not in {"proc", "sys"}]
+                if self._left < 0 or len(self.found) == len(self._wanted):
+                    return True
+        finally:
+            os.close(start)
+        return False
+
+    def _look(self, path: str, info: os.stat_result) -> None:
+        self._left -= 1
+        if (info.st_ino, info.st_dev) in self._wanted:
+            self.found.setdefault((info.st_ino, info.st_dev), path)
 
 
 def _machine(subject: Subject) -> None:  # noqa: ARG001 - one signature for all checks

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from chrek.errors import CaptureFailed, Reason
+from chrek.memory.crew import Limits
 
 Listener = Callable[[str, int, int], None]
 """Called with a phase's name, bytes done and bytes in all (0 and 0 when a phase begins)."""
@@ -43,6 +44,17 @@ class Progress:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
+    def limits(
+        self, phase: str, workers: int | None = None, stop: threading.Event | None = None, *, total: int = 0
+    ) -> Limits:
+        """Return these limits for a step that moves memory; *stop* is a second switch beside `cancel`."""
+        return Limits(
+            workers=workers,
+            deadline=self.deadline,
+            cancel=self.cancel if stop is None else _Either(self.cancel, stop),
+            progress=lambda done: self.listener(phase, done, total),
+        )
+
     def check(self) -> None:
         """Stop here if somebody wants that.
 
@@ -53,3 +65,14 @@ class Progress:
             raise CaptureFailed(Reason.CAPTURE_INTERRUPTED, "The capture was told to stop.")
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise CaptureFailed(Reason.TIMEOUT, "The capture took longer than its deadline.")
+
+
+class _Either(threading.Event):
+    """Counts as set when one of several events is; nobody waits on it."""
+
+    def __init__(self, *events: threading.Event) -> None:
+        super().__init__()
+        self._events = events
+
+    def is_set(self) -> bool:
+        return any(event.is_set() for event in self._events)

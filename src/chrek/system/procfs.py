@@ -147,10 +147,13 @@ def tree(root: HostPid) -> list[HostPid]:
 
 
 def namespace(pid: int, name: str) -> str | None:
-    """Return the identity of a namespace of *pid*, like ``pid:[4026531836]``; None when gone."""
+    """Return the identity of a namespace of *pid*, like ``pid:[4026531836]``.
+
+    None when it is gone, or is not ours to look at: one with more capabilities than we have.
+    """
     try:
         return os.readlink(f"/proc/{pid}/ns/{name}")
-    except GONE:
+    except (*GONE, PermissionError):
         return None
 
 

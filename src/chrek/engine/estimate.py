@@ -1,0 +1,93 @@
+"""How much a capture will write, and which way of dumping the limits allow."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from chrek.errors import Reason, Refused
+from chrek.system import procfs
+
+if TYPE_CHECKING:
+    from chrek.engine.preflight import Subject
+
+PIPE_BYTES = 1 << 20
+"""A lazy dump keeps every page in pipes of at most this size (fs.pipe-max-size), two descriptors each."""
+
+SPARE_DESCRIPTORS = 2048
+"""What CRIU and its pages of other kinds need besides; fragmented memory fills pipes less than fully."""
+
+PIPE_SLAB = 0.017
+"""Kernel memory a lazy dump takes for its pipes, as a share of the memory dumped (40 bytes a page, measured)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a capture may write, and how it is to be done.
+
+    Attributes:
+        bytes: all files together.
+        largest_file: the largest of them.
+        resident: private and shared memory of the tree, what a restore needs.
+        mode: ``lazy`` or ``plain``.
+        digest_now: whether to digest pages during the copy.
+    """
+
+    bytes: int
+    largest_file: int
+    resident: int
+    mode: Literal["lazy", "plain"]
+    digest_now: bool
+
+
+def estimate(subject: Subject, *, mode: Literal["auto", "lazy", "plain"]) -> Estimate:
+    """Look at the tree's memory and at the limits of this process.
+
+    Raises:
+        Refused: ``NOT_SUPPORTED_HERE``, when a lazy dump was asked for and cannot be had.
+    """
+    private, total = 0, 0
+    for pid in subject.tree:
+        own, all_ = _memory(pid)
+        private, total = private + own, total + all_
+    possible = _lazy_limit()
+    if mode == "lazy" and private > possible:
+        message = f"A lazy dump of {private} bytes needs more open files than allowed: {possible} bytes at most."
+        raise Refused(Reason.NOT_SUPPORTED_HERE, message, cure="Raise the hard limit of open files, or dump plainly.")
+    lazy = mode == "lazy" or (mode == "auto" and private <= possible)
+    return Estimate(
+        bytes=private,
+        largest_file=private if not lazy else private // 4,
+        resident=total,
+        mode="lazy" if lazy else "plain",
+        digest_now=(os.cpu_count() or 1) > 4,
+    )
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Return (private, proportional) memory of a process in bytes, from smaps_rollup."""
+    text = procfs.read_text(pid, "smaps_rollup") or ""
+    fields = dict(line.split(":", 1) for line in text.splitlines()[1:] if ":" in line)
+
+    def size(key: str) -> int:
+        return int(fields.get(key, "0 kB").split()[0]) * 1024
+
+    return size("Anonymous"), size("Pss_Anon") + size("Pss_Shmem")
+
+
+def _lazy_limit() -> int:
+    """Return how many bytes a lazy dump can hold under the limit of open files."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+        most = int(file.read())
+    if hard in (resource.RLIM_INFINITY, -1) or _may_raise():
+        hard = most
+    return max(hard - SPARE_DESCRIPTORS, 0) // 2 * PIPE_BYTES
+
+
+def _may_raise() -> bool:
+    state = procfs.status(os.getpid())
+    sys_resource = 24
+    return bool(state and state.capabilities.get("CapEff", 0) >> sys_resource & 1)

@@ -1,0 +1,182 @@
+"""What a checkpoint records about where it came from, and what it needs where it goes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from chrek.artifact import Application, Environment, Facts, OpenFile, Process, Stream
+from chrek.engine import streams
+from chrek.rootfs import fd as fds
+from chrek.system import procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from chrek.engine.container import Container
+    from chrek.engine.preflight import Subject
+    from chrek.system.ids import HostPid
+
+CPU_FEATURES = frozenset(
+    "adx aes amx_bf16 amx_int8 amx_tile avx avx2 avx512_bf16 avx512_bitalg avx512_fp16 avx512_vbmi2 avx512_vnni"
+    " avx512_vpopcntdq avx512bw avx512cd avx512dq avx512f avx512ifma avx512vbmi avx512vl avx_ifma avx_ne_convert"
+    " avx_vnni avx_vnni_int8 bmi1 bmi2 clflushopt clwb cx16 erms f16c fma fsgsbase fsrm gfni lzcnt abm movbe movdir64b"
+    " movdiri pclmulqdq pku popcnt rdpid rdrand rdseed rdtscp serialize sha_ni sse sse2 sse3 pni ssse3 sse4_1 sse4_2 sse4a"
+    " vaes vpclmulqdq waitpkg xsave xsavec xsaveopt xsaves".split()
+)
+"""Flags of /proc/cpuinfo that a program may have chosen its code by; the rest concerns the kernel alone."""
+
+_NT_GNU_BUILD_ID = 3
+_PT_NOTE = 4
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Return this machine's processor features that programs can see."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("flags"):
+            return tuple(sorted(CPU_FEATURES.intersection(line.split(":", 1)[1].split())))
+    return ()
+
+
+def machine(memory_bytes: int) -> Facts:
+    """Return the facts of this machine that a restore depends on."""
+    return Facts(architecture=platform.machine(), cpu_features=cpu_features(), memory_bytes=memory_bytes)
+
+
+def application(container: Container, tree: list[HostPid]) -> Application:
+    """Describe the process tree, its root first."""
+    processes = []
+    for pid in tree:
+        state = procfs.status(pid)
+        if state is None:
+            continue
+        parent = procfs.status(state.parent)
+        processes.append(
+            Process(
+                pid=state.ns_pid,
+                ppid=parent.ns_pid if parent else state.ns_pid,
+                command=procfs.command_line(pid) or (state.name,),
+                threads=state.threads,
+                memory_bytes=state.resident,
+                uid=state.uids[1],
+                gid=state.gids[1],
+            )
+        )
+    environment = container.environment
+    return Application(
+        root_pid=processes[0].pid,
+        processes=tuple(processes),
+        standard_streams=standard_streams(container),
+        ready_file=environment.get("DYN_CHECKPOINT_READY_FILE"),
+        signal_file=environment.get("DYN_CHECKPOINT_SIGNAL_FILE"),
+        marker_file=marker_path(procfs.environment(tree[0]) or {}),
+        environment=environment_digest(procfs.environment(tree[0]) or {}),
+    )
+
+
+def marker_path(environment: dict[str, str]) -> str:
+    """Return where a process with this environment looks for the restore marker."""
+    return environment.get("DYN_RESTORE_MARKER_FILE") or "/tmp/dynamo-restored"  # noqa: S108 - the contract's default
+
+
+def standard_streams(container: Container) -> dict[str, Stream]:
+    """Return the container's standard streams: PID 1's, which the application inherited."""
+    keys = {stream.number: stream.key for stream in streams.external(container)}
+    found = {}
+    for descriptor in procfs.descriptors(container.pid1):
+        if descriptor.number <= 2:
+            access = descriptor.flags & os.O_ACCMODE
+            mode: Literal["r", "w", "rw"] = "r" if access == os.O_RDONLY else "w" if access == os.O_WRONLY else "rw"
+            key = keys.get(descriptor.number)
+            found[str(descriptor.number)] = Stream(target=descriptor.target, mode=mode, key=key)
+    return found
+
+
+def environment_digest(environment: dict[str, str]) -> Environment:
+    """Return names and one digest of an environment; values stay out of the manifest, they may be secrets."""
+    entries = sorted(f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in environment.items())
+    digest = hashlib.sha256(b"".join(entry + b"\0" for entry in entries)).hexdigest()
+    return Environment(names=tuple(sorted(environment)), sha256=digest)
+
+
+def used_files(subject: Subject, covered: Iterable[str], changed: set[str]) -> tuple[OpenFile, ...]:
+    """Return the files the tree maps or holds open that must be there again.
+
+    *covered* are paths of volumes whose contents the checkpoint carries, *changed* the files it carries of
+    the root file system; neither is listed.
+    """
+    paths: dict[str, bool] = {}
+    for pid in subject.tree:
+        for mapping in procfs.mappings(pid):
+            if mapping.path.startswith("/"):
+                paths[mapping.path] = True
+    for files in subject.files.values():
+        for file in files:
+            if file.target.startswith("/"):
+                paths.setdefault(file.target, False)
+    inside = tuple(path.rstrip("/") + "/" for path in covered)
+    root = subject.container.open_root()
+    try:
+        found = []
+        for path in sorted(paths):
+            if path.endswith(" (deleted)") or path.startswith((*inside, "/dev/", "/proc/", "/sys/")) or path in changed:
+                continue
+            described = describe(root, path)
+            if described is not None:
+                mount = subject.container.mount_of(path)
+                size, build_id = described
+                found.append(OpenFile(path=path, mount=mount.point if mount else "/", size=size, build_id=build_id))
+        return tuple(found)
+    finally:
+        os.close(root)
+
+
+def describe(root: int, path: str) -> tuple[int, str | None] | None:
+    """Return (size, build id) of a regular file below *root*, None when there is none; links stay inside."""
+    name = os.fsencode(path.lstrip("/"))
+    try:
+        fd = fds.openat2(root, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve=fds.IN_ROOT | fds.NO_MAGICLINKS)
+    except OSError:
+        return None
+    try:
+        info = os.fstat(fd)
+        return (info.st_size, build_id(fd)) if stat.S_ISREG(info.st_mode) else None
+    finally:
+        os.close(fd)
+
+
+def build_id(fd: int) -> str | None:
+    """Return the GNU build id of the 64-bit ELF file *fd*, or None when it has none.
+
+    Source: elf(5); the note is owner ``GNU``, type 3.
+    """
+    header = os.pread(fd, 64, 0)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        return None
+    offset, size, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
+    table = os.pread(fd, min(size * count, 1 << 16), offset)
+    if size < 56:
+        return None
+    for at in range(0, len(table) - 55, size):
+        kind, _, start, _, _, length = struct.unpack_from("<IIQQQQ", table, at)
+        if kind == _PT_NOTE:
+            found = _note(os.pread(fd, min(length, 1 << 16), start))
+            if found:
+                return found
+    return None
+
+
+def _note(data: bytes) -> str | None:
+    at = 0
+    while at + 12 <= len(data):
+        name_size, size, kind = struct.unpack_from("<III", data, at)
+        name, body = at + 12, at + 12 + (name_size + 3) // 4 * 4
+        if kind == _NT_GNU_BUILD_ID and data[name : name + 4] == b"GNU\0":
+            return data[body : body + size].hex()
+        at = body + (size + 3) // 4 * 4
+    return None

@@ -1,0 +1,165 @@
+"""The file part of a restore: archives applied, stale files removed, markers written; all of it undone again.
+
+Each file system that is changed has a journal of its own (`chrek.rootfs.journal`), because originals are
+moved aside within it. Nothing is changed on a volume that other pods may share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Self
+
+from chrek.artifact.names import timestamp
+from chrek.errors import Reason, RestoreFailed
+from chrek.rootfs import fd as fds
+from chrek.rootfs.apply import apply
+from chrek.rootfs.archive import read_archive
+from chrek.rootfs.journal import Journal
+
+if TYPE_CHECKING:
+    from chrek.artifact import Checkpoint, Volume
+    from chrek.engine.container import Container
+
+
+class Replay:
+    """Changes to a container's files that are undone unless `keep` is called; used as a context."""
+
+    def __init__(self, container: Container, checkpoint: Checkpoint) -> None:
+        self._container = container
+        self._checkpoint = checkpoint
+        self._stack = ExitStack()
+        self._journals: dict[str, Journal] = {}
+        self._kept = False
+        self.warnings: list[str] = []
+
+    def __enter__(self) -> Self:
+        root = self._container.open_root()
+        self._stack.callback(os.close, root)
+        self._root = root
+        self._journals["/"] = self._stack.enter_context(Journal(root))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            if not self._kept:
+                for journal in reversed(self._journals.values()):
+                    journal.undo()
+        finally:
+            self._stack.close()
+
+    def keep(self) -> None:
+        """Let the changes stay."""
+        self._kept = True
+        for journal in self._journals.values():
+            journal.commit()
+
+    def files(self) -> None:
+        """Apply the root file system's changes and the volumes.
+
+        Raises:
+            Refused: nothing was changed.
+            RestoreFailed: leaving the context undoes what was.
+        """
+        if "rootfs.tar" in self._checkpoint.manifest.files:
+            self._apply("rootfs.tar", self._journals["/"], b"")
+        for volume in self._checkpoint.manifest.volumes:
+            self._volume(volume)
+
+    def _volume(self, volume: Volume) -> None:
+        if volume.path in {path for path, _ in self._container.volumes()}:
+            directory = fds.open_in_root(self._root, os.fsencode(volume.path.lstrip("/")))
+            self._stack.callback(os.close, directory)
+            self._journals[volume.path] = self._stack.enter_context(Journal(directory))
+            self._apply(volume.archive, self._journals[volume.path], b"")
+        else:
+            self.warnings.append(f"VOLUME_FOLDED: {volume.path} is no volume here; its files go into the root")
+            self._apply(volume.archive, self._journals["/"], os.fsencode(volume.path.strip("/")))
+
+    def _apply(self, name: str, journal: Journal, at: bytes) -> None:
+        fd = self._checkpoint.open(name)
+        try:
+            applied = apply(read_archive(fd, name=name), journal, at=at)
+        finally:
+            os.close(fd)
+        self.warnings += [f"{path} of {name} lies under another mount here" for path in applied.shadowed]
+        self.warnings += [f"{path} cannot have the attribute {key} here" for path, key in applied.lost_attributes]
+
+    def remove(self, path: str) -> None:
+        """Remove a stale file; one on a volume that others may share stays."""
+        with suppress(OSError), self._place(path) as (journal, inner, parent):
+            if journal is not None and fds.lstat(parent, fds.split(inner)[1]) is not None:
+                journal.keep_directory(fds.split(inner)[0], parent)
+                journal.move_aside(inner, parent)
+
+    def write_marker(self, path: str) -> None:
+        """Write the file that tells the application it was restored.
+
+        Raises:
+            RestoreFailed: ``FILES_NOT_APPLIED``.
+        """
+        manifest = self._checkpoint.manifest
+        content = {
+            "checkpoint_id": manifest.checkpoint_id,
+            "checkpoint_path": self._checkpoint.marker.checkpoint_path,
+            "timestamp": timestamp(time.time()),
+            "success": True,
+        }
+        self.write(path, json.dumps(content).encode() + b"\n")
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small file that everybody may read, in place of one that is there.
+
+        Raises:
+            RestoreFailed: ``FILES_NOT_APPLIED``.
+        """
+        try:
+            with self._place(path) as (journal, inner, parent):
+                name = fds.split(inner)[1]
+                if journal is not None:
+                    journal.keep_directory(fds.split(inner)[0], parent)
+                    if fds.lstat(parent, name) is not None:
+                        journal.move_aside(inner, parent)
+                    journal.note_new(inner)
+                write_file(parent, name, content)
+        except OSError as error:
+            message = f"{path} cannot be written: {error.strerror}."
+            raise RestoreFailed(Reason.FILES_NOT_APPLIED, message) from error
+
+    @contextmanager
+    def _place(self, path: str) -> Iterator[tuple[Journal | None, bytes, int]]:
+        """Yield the journal that covers *path* (None: a volume of others), its path there, and its directory."""
+        mount = self._container.mount_of(path)
+        point = mount.point if mount else "/"
+        journal = self._journals.get(point)
+        inner = os.fsencode(path[len(point.rstrip("/")) :].lstrip("/") if journal else path.lstrip("/"))
+        base = journal.root if journal else self._root
+        parent = fds.open_beneath(base, fds.split(inner)[0], resolve=fds.BENEATH)
+        try:
+            yield journal, inner, parent
+        finally:
+            os.close(parent)
+
+
+def write_file(directory: int, name: bytes, content: bytes) -> None:
+    """Write a new file atomically: under another name first, then renamed; mode 0644.
+
+    Raises:
+        OSError: nothing of it is left.
+    """
+    fresh = b".chrek-" + os.urandom(6).hex().encode()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(fresh, flags, 0o644, dir_fd=directory)
+    try:
+        try:
+            os.fchmod(fd, 0o644)
+            fds.write_all(fd, content)
+        finally:
+            os.close(fd)
+        os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(fresh, dir_fd=directory)
+        raise
