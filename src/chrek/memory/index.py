@@ -62,7 +62,7 @@ class PageFile:
     @property
     def path(self) -> str:
         """Name inside the checkpoint."""
-        return f"{'memory' if self.kind is FileKind.SHARD else 'images'}/{self.name}"
+        return f"memory/{self.name}"
 
 
 @dataclass(frozen=True)
