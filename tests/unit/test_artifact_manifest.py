@@ -45,13 +45,19 @@ def test_a_newer_version_is_refused_by_name_before_the_rest_is_looked_at(version
     assert str(version) in caught.value.message
 
 
-@pytest.mark.parametrize("text", ['{"format_version": 0}', '{"format_version": true}', '{"format_version": "1"}',
-                                  '{"format_version": -1}', '{"format_version": 1.0}', "{}", "[]", "1", "null"])  # fmt: skip
-def test_without_a_version_it_is_no_manifest(text: str) -> None:
+@pytest.mark.parametrize("version", ["0", "true", '"1"', "-1", "1.0", "null", "[1]"])
+def test_without_a_good_version_it_is_no_manifest(version: str) -> None:
     """Anything without a positive integer there is corrupt."""
     with pytest.raises(Refused) as caught:
-        read_manifest(text.encode())
+        read_manifest(b'{"format_version": %b}' % version.encode())
     assert caught.value.reason is Reason.CORRUPT
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "1", "null"])
+def test_another_document_is_no_manifest(text: str) -> None:
+    """Neither is one without any version."""
+    with pytest.raises(Refused, match="has no format_version"):
+        read_manifest(text.encode())
 
 
 def _set(*keys: str | int, to: object) -> Callable[[dict[str, Any]], None]:

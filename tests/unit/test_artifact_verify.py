@@ -41,7 +41,6 @@ def _problems(store: Store, level: Level = Level.FULL) -> list[str]:
         with open_checkpoint(store, "abc") as checkpoint:
             return [problem.path for problem in checkpoint.verify(level, workers=2).problems]
     except Refused as error:
-        assert error.reason in {Reason.CORRUPT, Reason.NOT_FOUND, Reason.FORMAT_TOO_NEW}
         return [name for name in ("manifest.json", "checkpoint.done") if name in error.message]
 
 

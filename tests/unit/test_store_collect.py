@@ -274,4 +274,4 @@ def test_a_directory_nobody_can_remove_is_reported_and_does_not_stop_the_rest(st
 def test_negative_limits_are_a_mistake(limits: dict[str, int]) -> None:
     """They would take everything."""
     with pytest.raises(ValueError, match="negative"):
-        Policy(**limits)  # type: ignore[arg-type]
+        Policy(**limits)

@@ -65,9 +65,10 @@ def test_files_are_0600_and_directories_0700_whatever_wrote_them(store: Store) -
 
 def test_leaving_without_publishing_removes_everything(store: Store) -> None:
     """An error in the middle leaves no files, and the id free."""
-    with pytest.raises(ZeroDivisionError), Staging.create(store, "abc") as staging:
-        fill(staging, CONTENTS)
-        _ = 1 / 0
+    staging = Staging.create(store, "abc")
+    fill(staging, CONTENTS)
+    with pytest.raises(RuntimeError, match="half way"), staging:
+        raise RuntimeError("half way")
     assert _names(store) == {".staging": "dir", ".locks": "dir", ".locks/abc": "file"}
     publish(store, "abc")
 
@@ -254,7 +255,12 @@ def test_a_capture_waits_for_a_cleanup_that_is_at_work(store: Store) -> None:
 
     lock = IdLock.acquire(store, "abc", Purpose.CLEANUP)
     done = threading.Event()
-    thread = threading.Thread(target=lambda: (publish(store, "abc"), done.set()))
+
+    def capture() -> None:
+        publish(store, "abc")
+        done.set()
+
+    thread = threading.Thread(target=capture)
     thread.start()
     assert not done.wait(0.5)
     lock.release()

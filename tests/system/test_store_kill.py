@@ -1,0 +1,287 @@
+"""kill -9 at every call that changes a store: the old checkpoint or the new one, and an orderly store afterwards.
+
+A child process does the operation with the functions of `os` wrapped so that it kills itself before, or just after,
+the n-th call that changes something; n grows until the child gets to the end. Every such call of this
+project goes through `os`, which a trace of the system calls confirms.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chrek.errors import ChrekError, Reason, Refused
+from chrek.store import Policy, Staging, Store, collect, delete, list_checkpoints, open_checkpoint, pin, plan
+from sample_store import fill, make_manifest, publish, read_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CHANGES = ("mkdir", "rmdir", "rename", "unlink", "symlink", "write", "pwrite", "ftruncate", "fsync", "fdatasync",
+            "fchmod", "open")  # fmt: skip
+_OLD = {"dump.log": b"old", "images/a": b"old", "memory/0": b"old" * 30_000}
+_NEW = {"dump.log": b"new!", "images/a": b"new!", "volumes/0.tar": b"new!"}
+
+
+def _run_killed(operation: Callable[[], object], at: int, *, after: bool) -> bool:
+    """Run in a child that kills itself at the *at*-th change; False when it got to its end before."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _arm(at, after=after)
+            operation()
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def _arm(at: int, *, after: bool) -> None:
+    count = 0
+
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            if name == "open" and not args[1] & os.O_CREAT:
+                return function(*args, **options)
+            count += 1
+            own = count
+            if own == at and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return function(*args, **options)
+            finally:
+                if own == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return wrapped
+
+    for name in _CHANGES:
+        setattr(os, name, wrap(name, getattr(os, name)))
+
+
+def _each_kill(prepare: Callable[[], None], operation: Callable[[], object], check: Callable[[bool], None]) -> int:
+    """Kill *operation* at each change in turn; *check* is told whether this one was killed. Returns how many."""
+    for at in range(1, 1000):
+        killed = False
+        for after in (False, True):
+            prepare()
+            killed = _run_killed(operation, at, after=after)
+            check(killed)
+        if not killed:
+            return at - 1
+    raise AssertionError("it never came to an end")
+
+
+def _content(store: Store) -> str:
+    """What a reader finds: ``old``, ``new`` or ``none``; anything else fails the test."""
+    try:
+        found = read_all(store, "abc")
+    except ChrekError as error:
+        assert error.reason is Reason.NOT_FOUND
+        return "none"
+    assert found in (_OLD, _NEW)
+    return "old" if found == _OLD else "new"
+
+
+def _assert_orderly(store: Store) -> None:
+    """After a garbage collection nothing is left over but what is linked."""
+    collect(store, plan(store, Policy(grace=0)))
+    collect(store, plan(store, Policy(grace=0)))  # the first one filled the trash
+    assert plan(store, Policy(grace=0)).actions == ()
+    found = _content(store)
+    root = Path(store.path)
+    for private in (".staging", ".links", ".trash"):
+        if (root / private).exists():
+            assert os.listdir(root / private) == []
+    generations = list((root / ".generations").glob("*/*")) if (root / ".generations").exists() else []
+    assert len(generations) == (found != "none" and (root / "abc").is_symlink())
+    assert [listed.problem for listed in list_checkpoints(store)] == [None] * (found != "none")
+
+
+def _fresh(path: Path, first: str) -> None:
+    """Make the store anew with nothing, a published checkpoint, or one in a plain directory."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    if first == "none":
+        return
+    with Store.open(path) as store:
+        publish(store, "abc", _OLD)
+    if first == "plain":
+        shutil.copytree(path / "abc", path / "aside")
+        (path / "abc").unlink()
+        shutil.rmtree(path / ".generations")
+        (path / "aside").rename(path / "abc")
+
+
+@pytest.mark.parametrize("first", ["none", "published", "plain"])
+def test_a_publication_killed_anywhere_leaves_the_old_or_the_new(tmp_path: Path, first: str) -> None:
+    """Readers find it at once, without any repair; the next capture and the collection put the rest in order."""
+    path = tmp_path / "store"
+    before = "none" if first == "none" else "old"
+    seen = set()
+
+    def operation() -> None:
+        with Store.open(path) as store:
+            publish(store, "abc", _NEW)
+
+    def check(killed: bool) -> None:  # noqa: FBT001
+        with Store.open(path) as store:
+            found = _content(store)
+            seen.add(found)
+            assert found in ({before, "new"} if killed else {"new"})
+            _assert_orderly(store)
+            assert _content(store) == found
+            publish(store, "abc", _NEW)
+            assert _content(store) == "new"
+
+    steps = _each_kill(lambda: _fresh(path, first), operation, check)
+    assert seen == {before, "new"}
+    assert steps > 30
+
+
+@pytest.mark.parametrize("first", ["published", "plain"])
+def test_a_deletion_killed_anywhere_leaves_the_old_or_nothing(tmp_path: Path, first: str) -> None:
+    """What was half deleted is never seen, and does not come back."""
+    path = tmp_path / "store"
+    seen = set()
+
+    def operation() -> None:
+        with Store.open(path) as store:
+            delete(store, "abc")
+
+    def check(killed: bool) -> None:  # noqa: FBT001
+        with Store.open(path) as store:
+            found = _content(store)
+            seen.add(found)
+            assert found in ({"old", "none"} if killed else {"none"})
+            _assert_orderly(store)
+            assert _content(store) == found
+
+    assert _each_kill(lambda: _fresh(path, first), operation, check) > 5
+    assert seen == {"old", "none"}
+
+
+def test_a_collection_killed_anywhere_harms_nothing_that_stays(tmp_path: Path) -> None:
+    """Expired trash, debris of a dead writer and an old checkpoint go; a pinned one is whole after each kill."""
+    path = tmp_path / "store"
+
+    def prepare() -> None:
+        _fresh(path, "published")
+        with Store.open(path) as store:
+            publish(store, "old", _OLD, created=0)
+            publish(store, "abc", _OLD, created=0)
+            pin(store, "abc")
+            staging = path / ".staging" / "dead"
+            staging.mkdir()
+            (staging / "shard").write_bytes(b"x")
+
+    def operation() -> None:
+        with Store.open(path) as store:
+            outcomes = collect(store, plan(store, Policy(max_age=1, grace=0)))
+            assert [outcome.skipped for outcome in outcomes] == [None] * 3
+
+    def check(killed: bool) -> None:  # noqa: FBT001
+        with Store.open(path) as store:
+            assert _content(store) == "old"
+            collect(store, plan(store, Policy(max_age=1, grace=0)))
+            _assert_orderly(store)
+            with pytest.raises(Refused):
+                open_checkpoint(store, "old")
+        assert killed or not (path / ".staging" / "dead").exists()
+
+    assert _each_kill(prepare, operation, check) > 15
+
+
+def test_recovery_killed_anywhere_is_simply_run_again(tmp_path: Path) -> None:
+    """A capture that starts after a killed one is killed too, at each step of its cleaning up."""
+    path = tmp_path / "store"
+
+    def prepare() -> None:
+        _fresh(path, "plain")
+        # The worst moment: the plain directory is in the trash, the link has not got its name yet.
+        with Store.open(path) as store:
+            publish(store, "abc", _NEW)
+        shutil.copytree(path / ".generations" / "abc" / "1", path / ".generations" / "abc" / "2")
+        (path / "abc").rename(path / ".links" / "abc")
+        (path / ".staging" / "abc").mkdir()
+        (path / ".staging" / "abc" / "shard").touch()
+
+    def operation() -> None:
+        with Store.open(path) as store:
+            Staging.create(store, "abc").discard()
+
+    def check(killed: bool) -> None:  # noqa: FBT001, ARG001
+        with Store.open(path) as store:
+            assert _content(store) == "new"
+            _assert_orderly(store)
+            assert _content(store) == "new"
+
+    assert _each_kill(prepare, operation, check) > 10
+
+
+def test_the_id_is_free_when_its_capture_was_killed(tmp_path: Path) -> None:
+    """The lock dies with its holder, and the unfinished files go with the next capture."""
+    with Store.open(tmp_path) as store:
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            staging = Staging.create(store, "abc")
+            fill(staging, _OLD)
+            os.write(told, b"x")
+            signal.pause()
+        os.read(ready, 1)
+        with pytest.raises(Refused) as caught:
+            Staging.create(store, "abc")
+        assert caught.value.reason is Reason.CAPTURE_IN_PROGRESS
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with Staging.create(store, "abc") as staging:
+            assert os.listdir(staging.fd) == []
+            files = fill(staging, _NEW)
+            staging.publish(make_manifest("abc", files))
+        os.close(ready)
+        os.close(told)
+
+
+_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from chrek.store import Policy, Store, collect, delete, plan
+from sample_store import publish
+with Store.open(sys.argv[2], create=True) as store:
+    publish(store, "abc"); publish(store, "abc"); delete(store, "abc"); publish(store, "abc")
+    collect(store, plan(store, Policy(grace=0)))
+"""
+
+
+def test_no_directory_is_ever_exchanged_and_every_change_goes_through_os(tmp_path: Path) -> None:
+    """The system calls of a whole life: rename without flags only, and none that the kill tests could miss."""
+    log = tmp_path / "trace"
+    tests = Path(__file__).parents[1]
+    command = ["strace", "-f", "-o", str(log), "-e", "trace=%file,%desc", sys.executable, "-I", "-c", _PROGRAM]
+    subprocess.run([*command, str(tests), str(tmp_path / "store")], check=True, timeout=60)
+    calls = re.findall(r"^\d+ +(\w+)\((.*)$", log.read_text(), re.MULTILINE)
+    names = {name for name, _ in calls}
+    assert "renameat" in names | {"renameat2"}
+    assert not [args for name, args in calls if name == "renameat2" and not args.rstrip().split(")")[0].endswith(" 0")]
+    changing = {"rename", "renameat", "renameat2", "mkdirat", "symlinkat", "unlinkat", "fsync", "fdatasync", "fchmod",
+                "write", "pwrite64", "ftruncate", "openat"}  # fmt: skip
+    others = {"link", "linkat", "mknod", "mknodat", "truncate", "fallocate", "chmod", "fchmodat", "rmdir", "unlink",
+              "symlink", "sendfile", "copy_file_range", "syncfs", "creat", "openat2"}  # fmt: skip
+    assert changing - {"rename", "renameat2"} <= names
+    assert names & others == set()
+    assert [name for name, _ in calls].count("mkdir") == 1  # the store itself, made by its opening
