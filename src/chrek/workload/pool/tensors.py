@@ -159,6 +159,16 @@ class TensorPool:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._torch[device]))
         return self._torch[device]
 
+    def close(self) -> None:
+        """Give back the memory that no tensor uses any more; the pool is not for allocating then.
+
+        What tensors still use stays valid for their life.
+        """
+        while self._torch:
+            _, mempool = self._torch.popitem()
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(mempool))
+            del mempool
+
     # --- out and back ---------------------------------------------------------------------------------
     def offload(self, directory: str | None = None) -> Report:
         """Save the contents and give the GPU memory back; addresses stay.

@@ -1,0 +1,158 @@
+"""What /proc says about a process that uses GPUs, as values and as text.
+
+The detectors in `chrek.cuda.detect` look at nothing else, so a recording of a real process is as good
+as the process: ``tests/gpu/evidence`` holds recordings of each case, made on a GPU machine with
+``python -m chrek.cuda.evidence PID...``, and the detectors are tested on them.
+
+A recording is shortened: of mapped ordinary files the names, of the environment the variables that
+steer CUDA and NCCL, of descriptors those that are devices, sockets or shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from chrek.system.ids import HostPid
+
+VARIABLES = ("CUDA_", "NCCL_", "NVIDIA_", "PYTORCH_", "TORCH_", "NVSHMEM_")
+KEPT = re.compile(r"/dev/|/memfd:|socket:|anon_inode:|\(deleted\)|nvidia|cuda|nccl|torch", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class MapLine:
+    """One line of /proc/PID/maps that has a name."""
+
+    start: int
+    end: int
+    permissions: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One process. `descriptors` maps numbers to their targets, `threads` are names of threads."""
+
+    pid: HostPid
+    parent: HostPid
+    maps: tuple[MapLine, ...] = ()
+    descriptors: Mapping[int, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    threads: tuple[str, ...] = ()
+    driver_state: str = "unknown"
+    """What the driver said of the process: a state's name, ``none`` without CUDA, or ``unknown``."""
+
+    def text(self) -> str:
+        """The recording of this process."""
+        lines = [f"process {self.pid} parent {self.parent} driver {self.driver_state}"]
+        lines += [f"map {m.start:x}-{m.end:x} {m.permissions} {m.path}" for m in self.maps]
+        lines += [f"fd {number} {target}" for number, target in sorted(self.descriptors.items())]
+        lines += [f"env {name}={value}" for name, value in sorted(self.environment.items())]
+        lines += [f"thread {name}" for name in self.threads]
+        return "\n".join(lines) + "\n"
+
+
+def parse(text: str) -> tuple[Evidence, ...]:
+    """Processes of a recording; lines that start with # are for people. `ValueError` if it is none."""
+    found: list[dict[str, list[str]]] = []
+    for line in text.splitlines():
+        kind, _, rest = line.partition(" ")
+        if not line or kind.startswith("#"):
+            continue
+        if kind == "process":
+            found.append({"process": [rest], "map": [], "fd": [], "env": [], "thread": []})
+        else:
+            found[-1][kind].append(rest)
+    return tuple(_parse_one(one) for one in found)
+
+
+def _parse_one(one: dict[str, list[str]]) -> Evidence:
+    pid, _, parent, _, state = one["process"][0].split()
+    return Evidence(
+        HostPid(int(pid)),
+        HostPid(int(parent)),
+        tuple(_parse_map(line) for line in one["map"]),
+        {int(number): target for number, target in (line.split(" ", 1) for line in one["fd"])},
+        dict(line.split("=", 1) for line in one["env"]),
+        tuple(one["thread"]),
+        state,
+    )
+
+
+def _parse_map(line: str) -> MapLine:
+    span, permissions, path = line.split(" ", 2)
+    start, end = span.split("-")
+    return MapLine(int(start, 16), int(end, 16), permissions, path)
+
+
+def read(pid: HostPid, *, driver_state: str = "unknown") -> Evidence:
+    """The process as it is now; raises `OSError` if it ended or may not be looked at."""
+    base = f"/proc/{pid}"
+    with open(f"{base}/stat", "rb") as file:
+        parent = int(file.read().rpartition(b")")[2].split()[1])
+    return Evidence(
+        pid,
+        HostPid(parent),
+        tuple(_shorten(_read_maps(base))),
+        {number: target for number, target in _read_descriptors(base) if KEPT.search(target)},
+        dict(_read_environment(base)),
+        tuple(sorted(_read_threads(base))),
+        driver_state,
+    )
+
+
+def _read_maps(base: str) -> Iterator[MapLine]:
+    with open(f"{base}/maps", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            span, permissions, *_, path = [*line.rstrip("\n").split(None, 5), ""][:6]
+            if path and path[0] == "/":
+                start, end = span.split("-")
+                yield MapLine(int(start, 16), int(end, 16), permissions, path)
+
+
+def _shorten(maps: Iterable[MapLine]) -> Iterator[MapLine]:
+    """Every mapping of a device or of shared memory; of other files the first one, if it is telling."""
+    seen: set[str] = set()
+    for one in maps:
+        special = one.path.startswith(("/dev/", "/memfd:", "/SYSV")) or one.path.endswith("(deleted)")
+        if special or (one.path not in seen and KEPT.search(one.path)):
+            seen.add(one.path)
+            yield one
+
+
+def _read_descriptors(base: str) -> Iterator[tuple[int, str]]:
+    for name in os.listdir(f"{base}/fd"):
+        try:
+            yield int(name), os.readlink(f"{base}/fd/{name}")
+        except FileNotFoundError:
+            continue
+
+
+def _read_environment(base: str) -> Iterator[tuple[str, str]]:
+    with open(f"{base}/environ", encoding="utf-8", errors="surrogateescape") as file:
+        for entry in file.read().split("\0"):
+            name, sign, value = entry.partition("=")
+            if sign and name.startswith(VARIABLES) and "\n" not in value:
+                yield name, value
+
+
+def _read_threads(base: str) -> Iterator[str]:
+    for task in os.listdir(f"{base}/task"):
+        try:
+            with open(f"{base}/task/{task}/comm") as file:
+                yield file.read().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def main(arguments: list[str], *, write: Callable[[str], object] = sys.stdout.write) -> None:
+    """Record the processes named on the command line."""
+    for argument in arguments:
+        write(read(HostPid(int(argument))).text())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
