@@ -144,6 +144,8 @@ class _Worker:
             return
         parent_path, name = fds.split(path)
         parent = self._enter(parent_path)
+        if do is not Do.CREATE:
+            journal.keep_directory(parent_path, parent)
         if do in (Do.REPLACE_TREE, Do.REMOVE_TREE):
             journal.remove_tree(path)
         elif do in (Do.REPLACE, Do.REMOVE):
@@ -151,9 +153,7 @@ class _Worker:
         elif do is Do.NEW:
             journal.note_new(path)
         if do not in (Do.REMOVE, Do.REMOVE_TREE):
-            journal.step(f"create {fds.shown(path)}")
             self._create(action, parent, name)
-            journal.step(f"created {fds.shown(path)}")
 
     def _remove(self, path: bytes) -> None:
         parent_path, name = fds.split(path)
@@ -222,7 +222,6 @@ class _Worker:
     def _finish_directory(self, action: Action) -> None:
         self._leave()
         with fds.opened(self.journal.root, action.path) as fd:
-            self.journal.step(f"finish {fds.shown(action.path)}")
             self._lose(set_on_fd(fd, action.member.meta, exact=True))
 
     def _lose(self, names: list[str]) -> None:
@@ -255,6 +254,7 @@ def put_file(journal: Journal, path: bytes, data: bytes, *, mode: int = 0o644) -
     parent_path, name = fds.split(path)
     try:
         with fds.opened(journal.root, parent_path) as parent:
+            journal.keep_directory(parent_path, parent)
             journal.note_new(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(name, flags, mode, dir_fd=parent)

@@ -137,9 +137,7 @@ class _Packer:
             self._writer.put(trailer(self._writer.size))
             size, digest = self._writer.finish()
         seconds = time.monotonic() - start
-        return Packed(
-            size, digest, self.counts, self.content, tuple(self.changed), tuple(self.vanished), seconds
-        )
+        return Packed(size, digest, self.counts, self.content, tuple(self.changed), tuple(self.vanished), seconds)
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1

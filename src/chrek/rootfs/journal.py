@@ -38,7 +38,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
@@ -51,13 +51,6 @@ _LOG: Final = b"log"
 _SAVED: Final = b"saved"
 _DONE: Final = b"done."
 
-Step = Callable[[str], None]
-"""Called before and after every change with its description: where tests kill the process."""
-
-
-def _no_step(_: str) -> None:
-    """Do nothing."""
-
 
 class Journal:
     """The journal of one directory tree, beneath *root_fd* (which is duplicated).
@@ -66,7 +59,7 @@ class Journal:
     journal is still there.
     """
 
-    def __init__(self, root_fd: int, *, step: Step = _no_step) -> None:
+    def __init__(self, root_fd: int) -> None:
         if find_name(root_fd) is not None:
             raise Refused(
                 Reason.UNDO_IMPOSSIBLE,
@@ -74,7 +67,6 @@ class Journal:
                 cure="Undo them first, or restart the container.",
             )
         self.root = os.dup(root_fd)
-        self.step = step
         self._name = b""
         self._dir = self._log = self._saved = -1
         self._count = 0
@@ -87,14 +79,13 @@ class Journal:
         self.close()
 
     @classmethod
-    def find(cls, root_fd: int, *, step: Step = _no_step) -> Journal | None:
+    def find(cls, root_fd: int) -> Journal | None:
         """Open the journal that an earlier process left in *root_fd*, to undo it; None when there is none."""
         name = find_name(root_fd)
         if name is None:
             return None
         self = cls.__new__(cls)
         self.root = os.dup(root_fd)
-        self.step = step
         self._name = name
         self._dir = fds.open_beneath(root_fd, name)
         self._log = self._saved = -1
@@ -128,9 +119,7 @@ class Journal:
     def move_aside(self, path: bytes, parent: int) -> None:
         """Move the entry *path* (no directory) out of its directory, open at *parent*."""
         number = self._next("move", path)
-        self.step(f"move {fds.shown(path)}")
         os.rename(fds.split(path)[1], b"%d" % number, src_dir_fd=parent, dst_dir_fd=self._saved)
-        self.step(f"moved {fds.shown(path)}")
 
     def remove_tree(self, path: bytes) -> None:
         """Move everything at the directory *path* aside and remove its directories, the deepest first."""
@@ -151,11 +140,8 @@ class Journal:
         parent, name = fds.split(path)
         number = self._next("dir", path)
         with fds.opened(self.root, parent) as fd:
-            self.step(f"shell {fds.shown(path)}")
             os.mkdir(b"%d" % number, 0o700, dir_fd=self._saved)
-            self.step(f"rmdir {fds.shown(path)}")
             os.rmdir(name, dir_fd=fd)
-            self.step(f"removed {fds.shown(path)}")
 
     def _next(self, record: str, path: bytes) -> int:
         self._begin()
@@ -170,9 +156,7 @@ class Journal:
         status = os.fstat(self.root)
         self._name = b"%s%d" % (JOURNAL_PREFIX, status.st_mtime_ns)
         meta = Meta.of(status, read_xattrs(self.root))
-        self.step("begin")
         os.mkdir(self._name, 0o700, dir_fd=self.root)
-        self.step("journal made")
         self._dir = fds.open_beneath(self.root, self._name)
         os.mkdir(_SAVED, 0o700, dir_fd=self._dir)
         self._saved = fds.open_beneath(self._dir, _SAVED)
@@ -189,9 +173,7 @@ class Journal:
             fields["meta"] = [meta.mode, meta.uid, meta.gid, meta.mtime_ns]
             fields["xattrs"] = {name: base64.b64encode(value).decode() for name, value in meta.xattrs}
         text = json.dumps(fields).encode()
-        self.step(f"record {record} {fds.shown(path)}")
         fds.write_all(self._log, b"%08x %s\n" % (zlib.crc32(text), text))
-        self.step(f"recorded {record} {fds.shown(path)}")
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -200,9 +182,7 @@ class Journal:
         if self._dir < 0:
             return
         mtime = os.fstat(self.root).st_mtime_ns
-        self.step("commit")
         os.rename(_LOG, b"%s%d" % (_DONE, mtime), src_dir_fd=self._dir, dst_dir_fd=self._dir)
-        self.step("committed")
         self._drop(mtime)
 
     def undo(self) -> None:
@@ -255,12 +235,12 @@ class Journal:
         parent, name = fds.split(path)
         if record["do"] == "new":
             with suppress(FileNotFoundError), fds.opened(self.root, parent) as fd:  # a new directory, gone already
-                self._delete(fd, name)
+                delete_tree(fd, name)
             return
         with self._store() as store:
             if fds.lstat(store, saved) is not None:
                 with fds.opened(self.root, parent) as fd:
-                    self._delete(fd, name)
+                    delete_tree(fd, name)
                     self._put_back(record["do"], fd, name, store, saved)
 
     @contextmanager
@@ -272,32 +252,22 @@ class Journal:
             yield fd
 
     def _put_back(self, record: str, fd: int, name: bytes, store: int, saved: bytes) -> None:
-        self.step(f"back {fds.shown(name)}")
         if record == "move":
             os.rename(saved, name, src_dir_fd=store, dst_dir_fd=fd)
         else:
             os.mkdir(name, 0o700, dir_fd=fd)
-            self.step(f"made {fds.shown(name)}")
             os.rmdir(saved, dir_fd=store)
-        self.step(f"is back {fds.shown(name)}")
 
     def _restore_directory(self, path: bytes, record: dict[str, Any]) -> None:
         mode, uid, gid, mtime = record["meta"]
         xattrs = tuple((name, base64.b64decode(value)) for name, value in record["xattrs"].items())
         with fds.opened(self.root, path) as fd:
-            self.step(f"metadata {fds.shown(path)}")
             set_on_fd(fd, Meta(mode, uid, gid, mtime, xattrs), exact=True)
-
-    def _delete(self, parent: int, name: bytes) -> None:
-        self.step(f"delete {fds.shown(name)}")
-        delete_tree(parent, name)
-        self.step(f"deleted {fds.shown(name)}")
 
     def _drop(self, mtime: int) -> None:
         """Remove the journal and give the root the time that its removal changes."""
         for name in sorted(map(os.fsencode, os.listdir(self._dir)), reverse=True):  # the log goes last
-            self._delete(self._dir, name)
-        self.step("drop")
+            delete_tree(self._dir, name)
         os.rmdir(self._name, dir_fd=self.root)
         os.utime(self.root, ns=(mtime, mtime))
         os.close(self._dir)

@@ -335,4 +335,3 @@ def _rounded(size: int) -> int:
 
 def _copy_of(member: Member, path: bytes) -> Member:
     return dataclasses.replace(member, path=path)
-
