@@ -22,6 +22,10 @@ from chrek.system.ids import HostPid
 from gpu import cudastandin, harness
 
 Start = Callable[[str], Popen[str]]
+
+# Other people's libraries warn.
+pytestmark = pytest.mark.filterwarnings("default")
+
 LAYOUTS = {
     "CUcheckpointLockArgs": abi.LockArgs,
     "CUcheckpointCheckpointArgs": abi.CheckpointArgs,

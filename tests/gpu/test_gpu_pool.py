@@ -23,6 +23,10 @@ from chrek.workload.pool.layout import BLOBS, from_json
 from gpu import harness
 
 Start = Callable[[str], Popen[str]]
+
+# Other people's libraries warn.
+pytestmark = pytest.mark.filterwarnings("default")
+
 MIB = 1 << 20
 Torch = Any
 """The module, which has no types here."""
