@@ -43,7 +43,7 @@ from chrek.memory.prefetch import prefetch
 from chrek.memory.shard import Folders, read_index
 from chrek.store.layout import Store
 from chrek.store.opening import open_checkpoint
-from chrek.system import cgroups, procfs
+from chrek.system import cgroups, enter, procfs
 from chrek.system.ids import HostPid, NsPid
 
 if TYPE_CHECKING:
@@ -115,11 +115,13 @@ def restore(request: Request, progress: Progress | None = None) -> Outcome:
         with progress.phase("prefetch"):
             stack.enter_context(prefetch(work.index, work.folders))
         with progress.phase("compare"):
+            bundle = Bundle.find()
+            bundle.require()
             warnings, bounding = _compare(request, container, checkpoint, work)
         files = stack.enter_context(Replay(container, checkpoint))
         with progress.phase("files"):
             _files(container, checkpoint, files)
-        filled = _criu(request, container, checkpoint, work, bounding, progress)
+        filled = _criu(request, container, checkpoint, work, bundle, bounding, progress)
         with progress.phase("hand over"):
             request.mailbox.restored(NsPid(work.tree.root))
             files.keep()
@@ -141,6 +143,7 @@ def restore_inside(*, store: Path, checkpoint_id: str, pid1: HostPid, mailbox: M
     """
     environment = procfs.environment(pid1) or {}
     with Store.open(store) as opened:
+        _move_away(opened, checkpoint_id)
         restore(
             Request(
                 pid1=pid1,
@@ -156,6 +159,25 @@ def restore_inside(*, store: Path, checkpoint_id: str, pid1: HostPid, mailbox: M
                 scratch=environment.get("CRIU_WORK_DIR"),
             )
         )
+
+
+def _move_away(store: Store, checkpoint_id: str) -> None:
+    """Go on in a process whose id the application does not need; the claim's pipe comes along.
+
+    Raises:
+        RestoreFailed: ``PID_IN_USE``, when the kernel does not let ids be skipped.
+    """
+    with open_checkpoint(store, checkpoint_id) as checkpoint, ExitStack() as stack:
+        tree = _Work.open(checkpoint, stack).tree
+    if os.getpid() > tree.highest:
+        return
+    try:
+        enter.keep_free(tree.highest + 64)
+    except OSError as error:
+        raise RestoreFailed(Reason.PID_IN_USE, f"Process ids up to {tree.highest} cannot be kept free: {error}.") from error
+    if os.fork():
+        os._exit(0)
+    os.setsid()  # an id stays taken as long as it names somebody's session
 
 
 def allowed(text: str) -> frozenset[Reason]:
@@ -230,13 +252,19 @@ def _ready_again(container: Container, checkpoint: Checkpoint) -> None:
 
 
 def _criu(
-    request: Request, container: Container, checkpoint: Checkpoint, work: _Work, bounding: set[int], progress: Progress
+    request: Request,
+    container: Container,
+    checkpoint: Checkpoint,
+    work: _Work,
+    bundle: Bundle,
+    bounding: set[int],
+    progress: Progress,
 ) -> int:
     """Rebuild the tree and fill it; return the bytes filled."""
     deadline = time.monotonic() + PID_WAIT
     while True:
         try:
-            return _try_criu(request, container, checkpoint, work, bounding, progress)
+            return _try_criu(request, container, checkpoint, work, bundle, bounding, progress)
         except CriuFailed as error:
             if error.pid_taken and time.monotonic() < deadline:
                 continue
@@ -246,7 +274,13 @@ def _criu(
 
 
 def _try_criu(
-    request: Request, container: Container, checkpoint: Checkpoint, work: _Work, bounding: set[int], progress: Progress
+    request: Request,
+    container: Container,
+    checkpoint: Checkpoint,
+    work: _Work,
+    bundle: Bundle,
+    bounding: set[int],
+    progress: Progress,
 ) -> int:
     with ExitStack() as stack:
         inherit = streams.take(container, checkpoint.manifest.application.standard_streams)
@@ -261,7 +295,7 @@ def _try_criu(
         await_pids(container, work.tree)
         criu = stack.enter_context(
             Criu(
-                bundle=Bundle.find(),
+                bundle=bundle,
                 pid1=container.pid1,
                 images=work.images,
                 work=log_directory,
