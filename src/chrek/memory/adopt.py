@@ -25,7 +25,7 @@ def adopt_pages_images(
     block_size: int = BLOCK_SIZE,
     limits: Limits = NO_LIMITS,
 ) -> Index:
-    """Return the index of pages that lie in ``images/pages-N.img``, N being the keys.
+    """Return the index of pages that lie in ``pages-N.img``, N being the keys.
 
     What of an image no run names is left to CRIU. Pages of anonymous memory that hold only zeros are found
     while the digests are computed, and skipped. An image without runs is left out.
@@ -84,7 +84,7 @@ def _size(folder: int, number: int) -> int:
     try:
         size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
     except OSError as error:
-        raise CaptureFailed(Reason.WRITE_FAILED, f"images/{name} cannot be read: {error.strerror}.") from error
+        raise CaptureFailed(Reason.WRITE_FAILED, f"memory/{name} cannot be read: {error.strerror}.") from error
     if size % PAGE:
-        raise CaptureFailed(Reason.DUMP_FAILED, f"images/{name} has {size} bytes, no whole number of pages.")
+        raise CaptureFailed(Reason.DUMP_FAILED, f"memory/{name} has {size} bytes, no whole number of pages.")
     return size

@@ -32,7 +32,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Folders:
-    """Directory descriptors of a checkpoint's ``memory/`` and, where CRIU wrote pages, ``images/``."""
+    """Descriptors of a checkpoint's ``memory/`` and of the directory that holds page images of CRIU's, if any does."""
 
     memory: int
     images: int | None = None

@@ -56,9 +56,10 @@ def shared_pages(
 ) -> list[Range]:
     """Return the part of *ranges* that frozen processes share with their parent or with a child, in order.
 
-    *parents* names each process's parent, or None (or one that is not in the tree). Any depth works, since
-    CRIU hands pages down from each parent to its children. *by_contents* forces the slower comparison; by
-    default it is used where this program may not see frame numbers.
+    A page counts if it is in the ranges of one of the two, for whichever has it there. *parents* names each
+    process's parent, or None (or one that is not in the tree). Any depth works, since CRIU hands pages down from
+    each parent to its children. *by_contents* forces the slower comparison; by default it is used where this
+    program may not see frame numbers.
 
     Raises:
         CaptureFailed: ``MEMORY_UNREADABLE``; a process is gone.
@@ -70,9 +71,10 @@ def shared_pages(
     blind = not _sees_frames() if by_contents is None else by_contents
     shared: list[Range] = []
     for child, parent in parents.items():
-        if parent is None or parent not in host_pids or child not in mine:
+        if parent is None or parent not in host_pids:
             continue
-        for start, length in _joined(_shared_by(host_pids[child], host_pids[parent], mine[child], blind=blind)):
+        around = sorted([*mine.get(child, ()), *mine.get(parent, ())], key=lambda span: span.start)
+        for start, length in _joined(_shared_by([host_pids[child], host_pids[parent]], around, blind=blind)):
             shared.append(Range(child, start, length))
             shared.append(Range(parent, start, length))
     # A page shared both upwards and downwards is named twice: subtracting twice gives each page once.
@@ -88,26 +90,27 @@ def _sees_frames() -> bool:
     return bool(word & _FRAME)
 
 
-def _shared_by(child: HostPid, parent: HostPid, ranges: Sequence[Range], *, blind: bool) -> Iterator[tuple[int, int]]:
-    """Yield address and length of each run of pages that both processes share, in windows around *ranges*."""
+def _shared_by(pids: Sequence[HostPid], ranges: Sequence[Range], *, blind: bool) -> Iterator[tuple[int, int]]:
+    """Yield address and length of each run of pages that two processes share, in windows around *ranges*."""
     with ExitStack() as stack:
-        pagemaps = [_open(pid, stack) for pid in (child, parent)]
+        opened = stack.enter_context(tasks(pids))
         find: Finder = _same_frames
         if blind:
-            opened = stack.enter_context(tasks([child, parent]))
-            buffers = [stack.enter_context(Buffer(_CHUNK * PAGE)) for _ in opened]
-            find = _same_contents(opened, buffers)
-        for start, length in _windows(ranges):
-            words = [_words(fd, start, length) for fd in pagemaps]
-            for first, pages in find(start, words[0], words[1]):
-                yield start + first * PAGE, pages * PAGE
+            find = _same_contents(opened, [stack.enter_context(Buffer(_CHUNK * PAGE)) for _ in opened])
+        try:
+            for start, length in _windows(ranges):
+                words = [memoryview(task.pagemap(start, length)).cast("Q") for task in opened]
+                for first, pages in find(start, words[0], words[1]):
+                    yield start + first * PAGE, pages * PAGE
+        except AccessError as error:
+            raise CaptureFailed(Reason.MEMORY_UNREADABLE, f"Memory could not be looked at: {error}.") from error
 
 
 def _windows(ranges: Sequence[Range]) -> Iterator[tuple[int, int]]:
     start = end = -1
     for span in ranges:
         if start >= 0 and span.start - end <= _CLOSE * PAGE:
-            end = span.end
+            end = max(end, span.end)
         else:
             yield from _cut(start, end)
             start, end = span.start, span.end
@@ -117,27 +120,6 @@ def _windows(ranges: Sequence[Range]) -> Iterator[tuple[int, int]]:
 def _cut(start: int, end: int) -> Iterator[tuple[int, int]]:
     for at in range(start, end, _WINDOW * PAGE):
         yield at, min(_WINDOW * PAGE, end - at)
-
-
-def _open(pid: HostPid, stack: ExitStack) -> int:
-    try:
-        fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        text = f"/proc/{pid}/pagemap cannot be opened: {error.strerror}."
-        raise CaptureFailed(Reason.MEMORY_UNREADABLE, text) from error
-    stack.callback(os.close, fd)
-    return fd
-
-
-def _words(fd: int, start: int, length: int) -> Words:
-    wanted = length // PAGE * 8
-    data = b""
-    while len(data) < wanted:
-        part = os.pread(fd, wanted - len(data), start // PAGE * 8 + len(data))
-        if not part:  # past the end of user space, or the process has no memory any more
-            data += bytes(wanted - len(data))
-        data += part
-    return memoryview(data).cast("Q")
 
 
 def _joined(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -176,26 +158,25 @@ def _same_contents(opened: Sequence[Task], buffers: Sequence[Buffer]) -> Finder:
     def find(start: int, child: Words, parent: Words) -> Iterator[tuple[int, int]]:
         for first in range(0, len(child), _CHUNK):
             pairs = zip(child[first : first + _CHUNK], parent[first : first + _CHUNK], strict=True)
-            maybe = bytes([_may_be_shared(mine) and _may_be_shared(other) for mine, other in pairs])
+            # One of the two is enough: a huge page that the other maps in parts counts as exclusive.
+            maybe = bytes(
+                [
+                    _is_anonymous(mine) and _is_anonymous(other) and (mine & other & _EXCLUSIVE == 0)
+                    for mine, other in pairs
+                ]
+            )
             for match in _SET.finditer(maybe):
                 at, length = start + (first + match.start()) * PAGE, (match.end() - match.start()) * PAGE
                 for task, buffer in zip(opened, buffers, strict=True):
-                    _read(task, at, length, buffer)
+                    task.read_slowly(at, length, buffer)
                 for low, pages in _equal(buffers, 0, length // PAGE):
                     yield first + match.start() + low, pages
 
     return find
 
 
-def _may_be_shared(word: int) -> bool:
-    return _PRESENT <= word < _PRESENT | _FILE and not word & _EXCLUSIVE
-
-
-def _read(task: Task, address: int, length: int, buffer: Buffer) -> None:
-    try:
-        task.read([(address, length)], buffer, 0)
-    except AccessError as error:
-        raise CaptureFailed(Reason.MEMORY_UNREADABLE, f"Memory could not be read: {error}.") from error
+def _is_anonymous(word: int) -> bool:
+    return _PRESENT <= word < _PRESENT | _FILE
 
 
 def _equal(buffers: Sequence[Buffer], low: int, high: int) -> Iterator[tuple[int, int]]:

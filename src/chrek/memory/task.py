@@ -6,9 +6,15 @@ Two kernel interfaces, each with its odd facts:
   a call (IOV_MAX = 1024), without stopping anybody. They obey the mapping's protection: a page that is
   ``---`` cannot be read, and one that is ``r--``, ``r-x`` or ``---`` cannot be written (EFAULT). They stop at the
   first such page and return what they did until then, even in the middle of a piece.
+  And **reading with it ends copy-on-write sharing**: it pins the pages, and since Linux 5.19 pinning a page that
+  forked processes share first gives the process its own copy (FAULT_FLAG_UNSHARE in mm/gup.c). A server with
+  ten workers would grow tenfold by being looked at.
 * ``/proc/PID/mem`` (proc(5)) ignores the protection (FOLL_FORCE; where the kernel was told not to, by
   ``proc_mem.force_override``, it fails with EIO). It copies page by page through a bounce page and is three
-  times slower, so it gets only the pieces that the other call refused.
+  times slower, so it gets only the pieces that the other call refused, and the shared pages, which it leaves shared.
+* ``/proc/PID/pagemap`` (Documentation/admin-guide/mm/pagemap.rst) has a word of 8 bytes for each page; its highest
+  byte is 0x80 for a page that is present and mapped by more than one process, 0x81 for one mapped exclusively. A
+  huge page that another process maps in parts counts as exclusive.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import ctypes
 import errno
 import mmap
 import os
+import re
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +37,11 @@ IOV_MAX: Final = 1024
 """Most pieces in one call (uio.h, UIO_MAXIOV)."""
 
 _HUGE: Final = 2 << 20
+_PAGE: Final = 4096
+_FRAME: Final = (1 << 55) - 1
+_EXCLUSIVE: Final = b"\x81"
+_LOOK: Final = 64 << 20
+_SHARED = re.compile(rb"[\x80\x82-\x90]+")  # present, not of a file, not exclusive; bits 57 and 58 may be set
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _VmCall = Callable[[int, int, int, int, int, int], int]
@@ -103,26 +115,105 @@ class Buffer:
 
 
 class Task:
-    """One process whose memory is moved; may be used by many threads at once."""
+    """One process whose memory is moved; may be used by many threads at once.
 
-    def __init__(self, pid: HostPid) -> None:
+    With *forked* huge pages are taken to be shared, since the kernel does not tell for sure.
+    """
+
+    def __init__(self, pid: HostPid, *, forked: bool = True) -> None:
         self.pid = pid
+        self._forked = forked
         self._mem: int | None = None
+        self._pagemap: int | None = None
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close what was opened."""
-        if self._mem is not None:
-            os.close(self._mem)
-            self._mem = None
+        for fd in (self._mem, self._pagemap):
+            if fd is not None:
+                os.close(fd)
+        self._mem = self._pagemap = None
 
     def read(self, pieces: Sequence[Piece], buffer: Buffer, offset: int) -> None:
-        """Read pieces one after the other into *buffer* from *offset* on.
+        """Read pieces one after the other into *buffer* from *offset* on; shared pages stay shared.
 
         Raises:
             AccessError: a page cannot be read.
         """
-        self._transfer(_readv, self._read_mem, pieces, buffer, offset)
+        own: list[Piece] = []
+        start = offset
+        for address, length, shared in self._by_sharing(pieces):
+            if shared:
+                self._transfer(_readv, self._read_mem, own, buffer, start)
+                self._whole(self._read_mem, address, buffer.view[offset : offset + length])
+                own, start = [], offset + length
+            else:
+                own.append((address, length))
+            offset += length
+        self._transfer(_readv, self._read_mem, own, buffer, start)
+
+    def read_slowly(self, address: int, length: int, buffer: Buffer) -> None:
+        """Read one piece to the start of *buffer* without asking whether it is shared; what is stays so.
+
+        Raises:
+            AccessError: a page cannot be read.
+        """
+        self._whole(self._read_mem, address, buffer.view[:length])
+
+    def pagemap(self, address: int, length: int) -> bytes:
+        """Return the pagemap words of a piece, 8 bytes a page; zeros behind the end of the address space.
+
+        Raises:
+            AccessError: the process is gone.
+        """
+        data = b""
+        wanted = length // _PAGE * 8
+        while len(data) < wanted:
+            try:
+                part = os.pread(self._open_pagemap(), wanted - len(data), address // _PAGE * 8 + len(data))
+            except OSError as error:
+                raise AccessError(self.pid, address, error.errno or errno.EIO) from error
+            data += part or bytes(wanted - len(data))
+        return data
+
+    def _by_sharing(self, pieces: Sequence[Piece]) -> Iterator[tuple[int, int, bool]]:
+        """Yield the pieces, cut where sharing begins and ends; they must be in order."""
+        if not pieces:
+            return
+        start, end = pieces[0][0], pieces[-1][0] + pieces[-1][1]
+        # One look at everything is 1 % of the time of the copy; one at each of 512 pieces is as long as the copy.
+        if end - start <= _LOOK and _SHARED.search(self._sharing(start, end - start)) is None:
+            for address, length in pieces:
+                yield address, length, False
+            return
+        for address, length in pieces:
+            done = 0
+            for match in _SHARED.finditer(self._sharing(address, length)):
+                first, last = match.span()
+                if first > done:
+                    yield address + done * _PAGE, (first - done) * _PAGE, False
+                yield address + first * _PAGE, (last - first) * _PAGE, True
+                done = last
+            if done * _PAGE < length:
+                yield address + done * _PAGE, length - done * _PAGE, False
+
+    def _sharing(self, address: int, length: int) -> bytes:
+        """Return the highest byte of each page's pagemap word, 0x80 for every page that may be shared."""
+        if not self._forked:
+            return self.pagemap(address, length)[7::8]
+        # Around it, whole huge pages: one that is mapped by one process as such and by another in parts counts as
+        # exclusive for the first.
+        before = address % _HUGE
+        around = self.pagemap(address - before, -(-(before + length) // _HUGE) * _HUGE)
+        top = bytearray(around[7::8])
+        words = memoryview(around).cast("Q")
+        for first in range(0, len(words), _HUGE // _PAGE):
+            last = first + _HUGE // _PAGE
+            frame, last_frame = words[first] & _FRAME, words[last - 1] & _FRAME
+            # Frame 0: this program may not see frames.
+            if (not frame or last_frame - frame == last - 1 - first) and top[first:last] == _EXCLUSIVE * (last - first):
+                top[first:last] = b"\x80" * (last - first)
+        return bytes(top[before // _PAGE : (before + length) // _PAGE])
 
     def write(self, pieces: Sequence[Piece], buffer: Buffer, offset: int) -> None:
         """Write *buffer* from *offset* on to pieces, one after the other.
@@ -194,11 +285,17 @@ class Task:
                 self._mem = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
             return self._mem
 
+    def _open_pagemap(self) -> int:
+        with self._lock:
+            if self._pagemap is None:
+                self._pagemap = os.open(f"/proc/{self.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            return self._pagemap
+
 
 @contextlib.contextmanager
 def tasks(pids: Sequence[HostPid]) -> Iterator[list[Task]]:
-    """Give the processes' memory for the length of a block."""
-    opened = [Task(pid) for pid in pids]
+    """Give the processes' memory for the length of a block; a single one is taken not to share any."""
+    opened = [Task(pid, forked=len(pids) > 1) for pid in pids]
     try:
         yield opened
     finally:
