@@ -21,6 +21,7 @@ from chrek.artifact import (
     Volume,
     timestamp,
 )
+from chrek.errors import Reason, Refused
 from chrek.store import Published, Staging, Store, open_checkpoint, write_file
 from chrek.system.ids import NsPid
 
@@ -108,6 +109,16 @@ def read_all(store: Store, checkpoint_id: str) -> dict[str, bytes]:
     with open_checkpoint(store, checkpoint_id) as checkpoint:
         checkpoint.verify().require_ok(checkpoint_id)
         return {path: checkpoint.read(path) for path in checkpoint.manifest.files}
+
+
+def read_or_none(store: Store, checkpoint_id: str) -> dict[str, bytes] | None:
+    """`read_all`, or None if there is no such checkpoint; a damaged one still raises."""
+    try:
+        return read_all(store, checkpoint_id)
+    except Refused as error:
+        if error.reason is Reason.NOT_FOUND:
+            return None
+        raise
 
 
 def tree_of(path: Path) -> dict[str, str]:

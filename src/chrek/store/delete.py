@@ -57,6 +57,7 @@ def delete_locked(store: Store, lock: IdLock) -> None:
                 cure="Remove it by hand if nobody needs it.",
             )
         trash.move_to_trash(store, place.path, checkpoint_id)
+        layout.sync_directory(store.fd)
         return
     os.unlink(checkpoint_id, dir_fd=store.fd)
     # On stable storage before the generation moves: a power cut must not leave a link to nothing.

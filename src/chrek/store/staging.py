@@ -14,6 +14,7 @@ and FUSE do not have it, and those are what shared stores are on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,8 +63,12 @@ class Staging:
         self._lock = lock
 
     @classmethod
-    def create(cls, store: Store, checkpoint_id: str, *, need: int = 0, largest_file: int = 0) -> Self:
-        """Take the id's lock and make an empty directory; *need* and *largest_file* are bytes that must fit.
+    def create(
+        cls, store: Store, checkpoint_id: str, *, need: int | None = None, largest_file: int = 0, files: int = 0
+    ) -> Self:
+        """Take the id's lock and make an empty directory.
+
+        *need* and *largest_file* are bytes, and *files* a number, that must fit; see `require_space`.
 
         Raises:
             UsageError: ``BAD_ID``.
@@ -77,7 +82,8 @@ class Staging:
             try:
                 recover(store, lock)
                 _require_replaceable(store, checkpoint_id)
-                require_space(store.fd, need, largest_file=largest_file)
+                if need is not None:
+                    require_space(store.fd, need, largest_file=largest_file, files=files)
                 return cls(store, lock, _make_directory(store, checkpoint_id))
             except BaseException:
                 lock.release()
@@ -153,7 +159,7 @@ class Staging:
             try:
                 warnings = self._switch(generation)
             except BaseException:
-                recover(self._store, self._lock)
+                self._take_back(generation)
                 raise
         except (OSError, ValueError) as error:
             failure = error if isinstance(error, OSError) else OSError(str(error))
@@ -212,7 +218,6 @@ class Staging:
     def _install(self) -> int:
         """Rename the directory to a generation of its own; nobody sees it yet."""
         store, checkpoint_id = self._store, self.checkpoint_id
-        os.close(store.private(layout.GENERATIONS, create=True))
         layout.make_directory(store.fd, f"{layout.GENERATIONS}/{checkpoint_id}")
         number = max(generations(store, checkpoint_id), default=0) + 1
         layout.rename(store, f"{layout.STAGING}/{checkpoint_id}", layout.target(checkpoint_id, number))
@@ -226,14 +231,19 @@ class Staging:
         _require_replaceable(store, checkpoint_id)
         old = layout.find(store, checkpoint_id)
         pending = f"{layout.LINKS}/{checkpoint_id}"
-        os.close(store.private(layout.LINKS, create=True))
         with layout.parent(store.fd, pending) as (links, name):
             os.symlink(layout.target(checkpoint_id, generation), name, dir_fd=links)
         if old is not None and old.generation == 0:
             # A link cannot be renamed over a directory. While neither has the name, readers use the pending link.
             layout.sync_path(store.fd, layout.LINKS)
-            trash.move_to_trash(store, checkpoint_id, checkpoint_id)
-        layout.rename(store, pending, checkpoint_id)
+            trashed = trash.move_to_trash(store, checkpoint_id, checkpoint_id)
+            try:
+                layout.rename(store, pending, checkpoint_id)
+            except BaseException:
+                layout.rename(store, trashed, checkpoint_id)
+                raise
+        else:
+            layout.rename(store, pending, checkpoint_id)
         try:
             layout.sync_directory(store.fd)
             if old is not None and old.generation != 0 and layout.exists(store.fd, old.path):
@@ -241,6 +251,15 @@ class Staging:
         except OSError as error:
             return [f"the replaced checkpoint could not be put away: {error}"]
         return []
+
+    def _take_back(self, generation: int) -> None:
+        """Make a generation that could not be linked the staging directory again, so that it is discarded."""
+        store, checkpoint_id = self._store, self.checkpoint_id
+        if _linked(store, checkpoint_id) == layout.target(checkpoint_id, generation):
+            return  # interrupted after the rename: it is published
+        with contextlib.suppress(FileNotFoundError), layout.parent(store.fd, f"{layout.LINKS}/x") as (links, _):
+            os.unlink(checkpoint_id, dir_fd=links)
+        layout.rename(store, layout.target(checkpoint_id, generation), f"{layout.STAGING}/{checkpoint_id}")
 
     def _close(self) -> None:
         os.close(self.fd)
@@ -264,12 +283,22 @@ def write_file(at: int, name: str, contents: bytes) -> None:
 
 
 def _make_directory(store: Store, checkpoint_id: str) -> int:
+    # All of them now: what publishing and deleting need must not have to be made when the disk is full.
+    for name in (layout.GENERATIONS, layout.LINKS, layout.TRASH):
+        layout.make_directory(store.fd, name)
     staging = store.private(layout.STAGING, create=True)
     try:
         os.mkdir(checkpoint_id, 0o700, dir_fd=staging)
         return tree.open_directory(staging, checkpoint_id)
     finally:
         os.close(staging)
+
+
+def _linked(store: Store, checkpoint_id: str) -> str | None:
+    try:
+        return os.readlink(checkpoint_id, dir_fd=store.fd)
+    except OSError:
+        return None
 
 
 def _require_replaceable(store: Store, checkpoint_id: str) -> None:

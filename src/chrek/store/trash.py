@@ -36,14 +36,16 @@ class Trashed:
     since: int
 
 
-def move_to_trash(store: Store, path: str, checkpoint_id: str) -> None:
-    """Rename something in the store into the trash.
+def move_to_trash(store: Store, path: str, checkpoint_id: str) -> str:
+    """Rename something in the store into the trash; returns its path there.
 
     Raises:
         OSError: the rename failed; it is still where it was.
     """
     layout.make_directory(store.fd, layout.TRASH)
-    layout.rename(store, path, f"{layout.TRASH}/{int(time.time())}.{secrets.token_hex(4)}.{checkpoint_id}")
+    trashed = f"{layout.TRASH}/{int(time.time())}.{secrets.token_hex(4)}.{checkpoint_id}"
+    layout.rename(store, path, trashed)
+    return trashed
 
 
 def list_trash(store: Store) -> list[Trashed]:
