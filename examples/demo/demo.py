@@ -21,12 +21,13 @@ HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 sys.path.insert(0, str(REPO / "tests"))  # the containers are those of the system tests
 
-from containers import Container, remove_leftovers  # noqa: E402
-from layer import image_layer  # noqa: E402
-
 from chrek.engine import capture, restore  # noqa: E402
 from chrek.errors import ChrekError  # noqa: E402
 from chrek.store import Store  # noqa: E402
+from chrek.system.initstate import read_state  # noqa: E402
+from chrek.system.mailbox import Mailbox  # noqa: E402
+from containers import Container, remove_leftovers  # noqa: E402
+from layer import image_layer  # noqa: E402
 
 PORT = 8000
 COMMAND = ["/usr/local/bin/restore-entrypoint", "--", "/usr/bin/python3", "/app/server.py"]
@@ -74,13 +75,31 @@ def start(hostname: str, command: list[str], layer: Path, environment: dict[str,
     return Container(command, hostname=hostname, lower=layer, env={**ENVIRONMENT, **environment})
 
 
+def bring_back(container: Container, store: Store) -> None:
+    """Restore the checkpoint into a container whose init waits for it, as the agent of a node does."""
+
+    def waits() -> bool:
+        try:
+            return read_state(container.pid1).mode == "waiting"
+        except ChrekError:
+            return False  # PID 1 has not got that far
+
+    container.until(waits, what="the container's init waits")
+    with Mailbox.claim(container.pid1, by="the demo") as mailbox:
+        try:
+            restore.restore(restore.Request(pid1=container.pid1, mailbox=mailbox, store=store, checkpoint_id=ID))
+        except ChrekError as error:
+            mailbox.failed(error.reason, error.message)
+            raise
+
+
 def main() -> int:
     """Run the demo; return its exit status."""
     remove_leftovers()
     layer = image_layer()
     folder = Path(tempfile.mkdtemp(prefix="store-", dir=REPO / ".cache/demo"))
     try:
-        return demo(layer, Store(folder))
+        return demo(layer, Store.open(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -109,7 +128,7 @@ def demo(layer: Path, store: Store) -> int:
     began = time.monotonic()
     with start("restored", COMMAND, layer, {"DYN_CHECKPOINT_HASH": ID}) as two:
         engine = time.monotonic()
-        restore.restore(restore.Request(pid1=two.pid1, store=store, checkpoint_id=ID))
+        bring_back(two, store)
         again = first_answer(two)
         ended = time.monotonic()
         who = ask(two, "/health")

@@ -51,7 +51,8 @@ def _fill(layer: Path) -> None:
 def _compile(layer: Path) -> None:
     """Compile the packages by the containers' own Python, as an image build would; it is run through its own loader."""
     usr = base_root() / "usr"
-    python = [f"{usr}/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "--library-path", f"{usr}/lib/x86_64-linux-gnu", f"{usr}/bin/python3.11"]
+    lib = f"{usr}/lib/x86_64-linux-gnu"
+    python = [f"{lib}/ld-linux-x86-64.so.2", "--library-path", lib, f"{usr}/bin/python3.11"]
     argv = [*python, "-s", "-m", "compileall", "-qq", "-s", str(layer), "-p", "/", str(layer)]
     # Some packages ship files that are no valid Python (templates); those stay uncompiled.
     subprocess.run(argv, check=False, env={"PYTHONHOME": str(usr)})
