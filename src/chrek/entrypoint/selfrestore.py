@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from chrek.errors import ChrekError, ExitCode
+from chrek.errors import ChrekError, ExitCode, Reason
 from chrek.system.ids import HostPid
 from chrek.system.mailbox import Mailbox
 
@@ -27,13 +27,17 @@ def main(store: str, checkpoint_id: str) -> int:
 
 
 def _restore(store: Path, checkpoint_id: str, init: HostPid, mailbox: Mailbox) -> int:
-    from chrek.engine.restore import restore_inside  # noqa: PLC0415 # after the claim, which the init waits for
+    # After the claim, which the init waits for.
+    from chrek.engine.restore import restore_inside  # noqa: PLC0415
 
     try:
         restore_inside(store=store, checkpoint_id=checkpoint_id, pid1=init, mailbox=mailbox)
     except ChrekError as error:
         mailbox.failed(error.reason, error.message)
         return int(error.exit_code)
+    except Exception as error:
+        mailbox.failed(Reason.RESTORE_FAILED, f"The restoring program has a fault: {error!r}.")
+        raise
     return int(ExitCode.DONE)
 
 

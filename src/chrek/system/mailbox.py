@@ -27,6 +27,9 @@ application must come of it::
   to end. It then kills whatever is left of the tree and of CRIU, which are in its PID namespace, and
   that is also what decides after ``accepted``: an application that nobody has reported as
   ``restored`` is not left running half way.
+* Whatever enters the container's PID namespace from outside must be waited for by its parent there: the
+  kernel lets no PID 1 end while a process of its namespace is still a zombie
+  (zap_pid_ns_processes() in kernel/pid_namespace.c).
 * The first claim wins; letters with another token are not read. The init closes its own write end
   when it grants the claim, so nobody else can open the mailbox from then on.
 """
