@@ -319,6 +319,10 @@ class Reason(Enum):
         "PID 1 of the container has not the privileges for a restore from inside.",
         "Let the agent restore the pod (label nvidia.com/checkpoint-restore), or run it as root and privileged.",
     )
+    SECCOMP_INSIDE = (
+        "CRIU would run under the container's seccomp profile.",
+        "Let the agent restore the pod (label nvidia.com/checkpoint-restore), or run it with seccompProfile Unconfined.",
+    )
     CLAIM_LOST = (
         "The container's init no longer waits for a restore.",
         "Nothing to do: the container was started cold or is ending.",

@@ -21,7 +21,7 @@ import platform
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from chrek.system.ids import HostPid
 
 DUMP_LOG = "dump.log"
+STATISTICS = "stats-dump"
+"""CRIU's own timings; those in the manifest say more."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,9 @@ def _preflight(request: Request) -> tuple[Subject, Bundle, Estimate, tuple[OpenF
     refuse(subject, allow=request.allow)
     bundle = Bundle.find()
     bundle.require()
-    need = estimate(subject, mode=request.mode)
     volumes = container.volumes() if container.has_own_root else []
-    used = facts.used_files(subject, [path for path, _ in volumes], set())
+    need = estimate(subject, [path for path, _ in volumes], mode=request.mode)
+    used = facts.used_files(subject, [path for path, _ in volumes])
     return subject, bundle, need, used
 
 
@@ -218,6 +220,8 @@ def _finish(
     """Complete images and memory now that the application runs again; return the digests that are known."""
     images, folder = staging.make_directory("images"), staging.make_directory("memory")
     try:
+        with suppress(FileNotFoundError):
+            os.unlink(STATISTICS, dir_fd=staging.fd)
         closed = close_foreign_connections(images)
         if closed:
             frozen.warnings.append(f"{closed} TCP connections to outside will be closed in the restored application")

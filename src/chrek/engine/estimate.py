@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from chrek.engine.container import closing_fd
 from chrek.errors import Reason, Refused
+from chrek.rootfs import fd as fds
+from chrek.rootfs.overlay import container_overlay
 from chrek.system import procfs
 
 if TYPE_CHECKING:
@@ -42,8 +47,8 @@ class Estimate:
     digest_now: bool
 
 
-def estimate(subject: Subject, *, mode: Literal["auto", "lazy", "plain"]) -> Estimate:
-    """Look at the tree's memory and at the limits of this process.
+def estimate(subject: Subject, volumes: Iterable[str], *, mode: Literal["auto", "lazy", "plain"]) -> Estimate:
+    """Look at the tree's memory, at what the container changed, and at the limits of this process.
 
     Raises:
         Refused: ``NOT_SUPPORTED_HERE``, when a lazy dump was asked for and cannot be had.
@@ -57,9 +62,10 @@ def estimate(subject: Subject, *, mode: Literal["auto", "lazy", "plain"]) -> Est
         message = f"A lazy dump of {private} bytes needs more open files than allowed: {possible} bytes at most."
         raise Refused(Reason.NOT_SUPPORTED_HERE, message, cure="Raise the hard limit of open files, or dump plainly.")
     lazy = mode == "lazy" or (mode == "auto" and private <= possible)
+    files = _files(subject, volumes)
     return Estimate(
-        bytes=private,
-        largest_file=private if not lazy else private // 4,
+        bytes=private + files,
+        largest_file=max(files, private if not lazy else private // 4),
         resident=total,
         mode="lazy" if lazy else "plain",
         digest_now=(os.cpu_count() or 1) > 4,
@@ -75,6 +81,29 @@ def _memory(pid: int) -> tuple[int, int]:
         return int(fields.get(key, "0 kB").split()[0]) * 1024
 
     return size("Anonymous"), size("Pss_Anon") + size("Pss_Shmem")
+
+
+def _files(subject: Subject, volumes: Iterable[str]) -> int:
+    """Return the bytes on disk of the root's changes and of the volumes."""
+    container = subject.container
+    total = 0
+    if container.has_own_root:
+        with container_overlay(container.pid1) as overlay:
+            total += _used(overlay.upper)
+    with closing_fd(container.open_root()) as root:
+        for path in volumes:
+            with suppress(OSError), closing_fd(fds.open_in_root(root, os.fsencode(path.lstrip("/")))) as directory:
+                total += _used(directory)
+    return total
+
+
+def _used(directory: int) -> int:
+    total = 0
+    for _, _, names, fd in os.fwalk(".", dir_fd=directory):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+    return total
 
 
 def _lazy_limit() -> int:

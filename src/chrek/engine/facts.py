@@ -7,12 +7,15 @@ import os
 import platform
 import stat
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chrek.artifact import Application, Environment, Facts, OpenFile, Process, Stream
 from chrek.engine import streams
+from chrek.engine.container import closing_fd
 from chrek.rootfs import fd as fds
+from chrek.rootfs.overlay import container_overlay
 from chrek.system import procfs
 
 if TYPE_CHECKING:
@@ -104,36 +107,44 @@ def environment_digest(environment: dict[str, str]) -> Environment:
     return Environment(names=tuple(sorted(environment)), sha256=digest)
 
 
-def used_files(subject: Subject, covered: Iterable[str], changed: set[str]) -> tuple[OpenFile, ...]:
+def used_files(subject: Subject, covered: Iterable[str]) -> tuple[OpenFile, ...]:
     """Return the files the tree maps or holds open that must be there again.
 
-    *covered* are paths of volumes whose contents the checkpoint carries, *changed* the files it carries of
-    the root file system; neither is listed.
+    Files whose contents the checkpoint carries are not listed: those in the *covered* volumes, and those
+    that the container has changed in its root.
     """
-    paths: dict[str, bool] = {}
-    for pid in subject.tree:
-        for mapping in procfs.mappings(pid):
-            if mapping.path.startswith("/"):
-                paths[mapping.path] = True
-    for files in subject.files.values():
-        for file in files:
-            if file.target.startswith("/"):
-                paths.setdefault(file.target, False)
-    inside = tuple(path.rstrip("/") + "/" for path in covered)
-    root = subject.container.open_root()
-    try:
-        found = []
-        for path in sorted(paths):
-            if path.endswith(" (deleted)") or path.startswith((*inside, "/dev/", "/proc/", "/sys/")) or path in changed:
+    inside = (*(path.rstrip("/") + "/" for path in covered), "/dev/", "/proc/", "/sys/")
+    container = subject.container
+    found = []
+    with ExitStack() as stack:
+        root = stack.enter_context(closing_fd(container.open_root()))
+        upper = stack.enter_context(container_overlay(container.pid1)).upper if container.has_own_root else None
+        for path in sorted(_used_paths(subject)):
+            mount = container.mount_of(path)
+            point = mount.point if mount else "/"
+            if path.endswith(" (deleted)") or path.startswith(inside) or (point == "/" and _is_in(upper, path)):
                 continue
             described = describe(root, path)
             if described is not None:
-                mount = subject.container.mount_of(path)
-                size, build_id = described
-                found.append(OpenFile(path=path, mount=mount.point if mount else "/", size=size, build_id=build_id))
-        return tuple(found)
-    finally:
-        os.close(root)
+                found.append(OpenFile(path=path, mount=point, size=described[0], build_id=described[1]))
+    return tuple(found)
+
+
+def _used_paths(subject: Subject) -> set[str]:
+    mapped = {mapping.path for pid in subject.tree for mapping in procfs.mappings(pid)}
+    opened = {file.target for files in subject.files.values() for file in files}
+    return {path for path in mapped | opened if path.startswith("/")}
+
+
+def _is_in(upper: int | None, path: str) -> bool:
+    """Whether the overlay's upper directory has a file of that path, so that it is part of the changes."""
+    if upper is None:
+        return False
+    try:
+        os.close(fds.open_beneath(upper, os.fsencode(path.lstrip("/")), os.O_PATH | os.O_NOFOLLOW))
+    except OSError:
+        return False
+    return True
 
 
 def describe(root: int, path: str) -> tuple[int, str | None] | None:

@@ -117,6 +117,7 @@ def restore(request: Request, progress: Progress | None = None) -> Outcome:
         with progress.phase("compare"):
             bundle = Bundle.find()
             bundle.require()
+            _require_no_filter(container)
             warnings, bounding = _compare(request, container, checkpoint, work)
         files = stack.enter_context(Replay(container, checkpoint))
         with progress.phase("files"):
@@ -223,6 +224,14 @@ def _compare(request: Request, container: Container, checkpoint: Checkpoint, wor
     credentials.check_namespaces(work.images)
     credentials.check_ghosts(work.images)
     return warnings, credentials.check_credentials(work.images, container.pid1)
+
+
+def _require_no_filter(container: Container) -> None:
+    """Refuse to run CRIU under a seccomp filter: the restored processes would get it on top of their own."""
+    state = procfs.status(os.getpid())
+    if container.same_namespaces and state is not None and state.seccomp:
+        message = "This container has a seccomp profile, under which CRIU cannot restore from inside."
+        raise Refused(Reason.SECCOMP_INSIDE, message)
 
 
 def _files(container: Container, checkpoint: Checkpoint, files: Replay) -> None:
