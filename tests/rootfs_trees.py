@@ -40,7 +40,9 @@ def snapshot(root: str | Path, *, links: bool = True) -> Snapshot:
 
 
 def _metadata(path: bytes, status: os.stat_result) -> tuple[Any, ...]:
-    xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
+    xattrs = {
+        name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
+    }
     return status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, tuple(sorted(xattrs.items()))
 
 

@@ -54,7 +54,9 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def two_overlays(base: Path, *, lower: Path | None = None, options: str = "") -> Iterator[tuple[OverlayMount, OverlayMount]]:
+def two_overlays(
+    base: Path, *, lower: Path | None = None, options: str = ""
+) -> Iterator[tuple[OverlayMount, OverlayMount]]:
     """Mount two overlays over one lower directory: the container captured and the one restored into."""
     lower = lower or make_lower(base / "lower")
     with overlay_mount(base, "one", lower=lower, options=options) as one:
@@ -180,11 +182,16 @@ def test_user_attributes_mean_nothing_on_an_ordinary_overlay(base: Path) -> None
 
 
 @pytest.mark.parametrize("commit", [True, False], ids=["commit", "undo"])
-def test_metadata_only_copies_and_renamed_directories_are_read_from_the_merged_view(base: Path, *, commit: bool) -> None:
+def test_metadata_only_copies_and_renamed_directories_are_read_from_the_merged_view(
+    base: Path, *, commit: bool
+) -> None:
     """With metacopy and redirect_dir the data is in a lower layer, and is carried all the same."""
     lower = make_lower(base / "lower")
     options = "metacopy=on,redirect_dir=on"
-    with overlay_mount(base, "one", lower=lower, options=options) as one, overlay_mount(base, "two", lower=lower) as two:
+    with (
+        overlay_mount(base, "one", lower=lower, options=options) as one,
+        overlay_mount(base, "two", lower=lower) as two,
+    ):
         os.chmod(one.merged / "d0" / "a", 0o600)
         os.rename(one.merged / "d1", one.merged / "moved")
         (one.merged / "moved" / "b").unlink()

@@ -45,8 +45,10 @@ def assert_corrupt(data: bytes, *, saying: str = "") -> None:
     assert saying in caught.value.message
 
 
-names = st.binary(min_size=1, max_size=255).map(lambda b: b.replace(b"\0", b"x").replace(b"/", b"y")).filter(
-    lambda b: b not in (b".", b"..")
+names = (
+    st.binary(min_size=1, max_size=255)
+    .map(lambda b: b.replace(b"\0", b"x").replace(b"/", b"y"))
+    .filter(lambda b: b not in (b".", b".."))
 )
 metas = st.builds(
     Meta,

@@ -25,6 +25,7 @@ from chrek.errors import Reason, Refused
 from chrek.rootfs.member import (
     BLOCK,
     HEADER,
+    MAX_PATH,
     OPAQUE,
     RECORD,
     VERSION,
@@ -35,7 +36,6 @@ from chrek.rootfs.member import (
 )
 from chrek.rootfs.meta import Meta, is_carried
 
-MAX_PATH: Final = 1 << 16
 MAX_NAME: Final = 255
 MAX_PAX: Final = 4 << 20
 """One member's records: 64 KiB for each extended attribute, and the kernel's list of names is 64 KiB."""

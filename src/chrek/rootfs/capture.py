@@ -29,14 +29,11 @@ from typing import Final
 from chrek.errors import CaptureFailed, Reason
 from chrek.rootfs import fd as fds
 from chrek.rootfs import overlay as overlays
-from chrek.rootfs.member import ArchiveKind, Kind, Member, Segments, archive_header, encode, padding, trailer
+from chrek.rootfs.member import MAX_PATH, ArchiveKind, Kind, Member, Segments, archive_header, encode, padding, trailer
 from chrek.rootfs.meta import Meta, Xattrs, read_xattrs
 from chrek.rootfs.output import BUFFER, ArchiveWriter
 from chrek.rootfs.overlay import NO_MARKS, Marks, Overlay
 from chrek.rootfs.skip import INJECTED, Skip
-
-MAX_PATH: Final = 1 << 16
-"""Longest path carried, in bytes: sixteen times what a program can name in one call."""
 
 
 @dataclass(frozen=True, slots=True)

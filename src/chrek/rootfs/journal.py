@@ -71,6 +71,7 @@ class Journal:
         self._dir = self._log = self._saved = -1
         self._count = 0
         self._kept: set[bytes] = set()
+        self._moved: set[bytes] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +92,7 @@ class Journal:
         self._log = self._saved = -1
         self._count = 0
         self._kept = set()
+        self._moved = set()
         return self
 
     def close(self) -> None:
@@ -113,6 +115,8 @@ class Journal:
 
     def note_new(self, path: bytes) -> None:
         """Remember that nothing was at *path*, before something is made there."""
+        if path in self._moved:  # its undo clears the place; a record of its own would delete what is back
+            return
         self._begin()
         self._write("new", path)
 
@@ -147,6 +151,7 @@ class Journal:
         self._begin()
         self._count += 1
         self._write(record, path, number=self._count)
+        self._moved.add(path)
         return self._count
 
     def _begin(self) -> None:
@@ -261,7 +266,8 @@ class Journal:
     def _restore_directory(self, path: bytes, record: dict[str, Any]) -> None:
         mode, uid, gid, mtime = record["meta"]
         xattrs = tuple((name, base64.b64decode(value)) for name, value in record["xattrs"].items())
-        with fds.opened(self.root, path) as fd:
+        # Not there: a directory this restore had made itself, and an undo that was killed has deleted.
+        with suppress(FileNotFoundError, NotADirectoryError), fds.opened(self.root, path) as fd:
             set_on_fd(fd, Meta(mode, uid, gid, mtime, xattrs), exact=True)
 
     def _drop(self, mtime: int) -> None:

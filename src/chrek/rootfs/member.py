@@ -21,6 +21,8 @@ RECORD: Final = 10240
 """An archive's length is a multiple of this, tar's habit since tapes."""
 
 VERSION: Final = 1
+MAX_PATH: Final = 1 << 14
+"""Longest path carried, in bytes: four times what a program can name in one call."""
 OPAQUE: Final = "trusted.overlay.opaque"
 
 
