@@ -6,6 +6,7 @@ into them, writes that one's id as the machine numbers it to a descriptor, and e
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-PYTHON = (sys.executable, "-I", "-S")
+# The distribution's interpreter where there is one: other users may run it too, which a test needs.
+_SYSTEM = Path("/usr/bin/python3")
+PYTHON = (str(_SYSTEM) if _SYSTEM.exists() else sys.executable, "-I", "-S")
 INIT = (*PYTHON, str(SOURCE / "chrek/entrypoint/__main__.py"), "--")
 _NEWNS, _NEWPID, _MS_REC_PRIVATE = 0x20000, 0x20000000, 0x44000
 
@@ -51,9 +54,12 @@ class Contained:
         os.close(writing)
         with os.fdopen(reading, "rb") as pipe:
             self.pid = HostPid(int(pipe.read() or b"0"))
-        assert self.pid, self.stderr()
         assert self.outside.stdout is not None
         self.stdout: IO[bytes] = self.outside.stdout
+        if not self.pid:
+            message = self.stderr()
+            self.__exit__()
+            raise AssertionError(message)
 
     def line(self) -> str:
         """Return the next line of standard output, without its end."""
@@ -81,7 +87,8 @@ class Contained:
 
     def __exit__(self, *_: object) -> None:
         if self.outside.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid or self.outside.pid, signal.SIGKILL)
             self.outside.wait(20)
         self.stdout.close()
         self._stderr.close()
