@@ -161,7 +161,7 @@ def _compare(found: tree.Entry, entry: FileEntry | None, *, known_directory: boo
         return f"a {found.kind} that is not in the manifest"
     if not stat.S_ISREG(found.status.st_mode):
         return f"is a {found.kind}, not a regular file"
-    if found.status.st_nlink != 1:
+    if found.status.st_nlink > 1:
         return f"has {found.status.st_nlink} hard links instead of one"
     if entry is not None and found.status.st_size != entry.size:
         return f"has {found.status.st_size} bytes instead of {entry.size}"
