@@ -1,6 +1,6 @@
 """How fast a pool goes out and back, beside the limits of the machine.
 
-    python benchmarks/gpu/bench_pool.py --directory /mnt/t --sizes 2,8,30,60 [--tune] [--limits] [--disk DIR]
+    python benchmarks/gpu/bench_pool.py --directory /mnt/t --sizes 2,8,30,60 [--tune 8] [--limits] [--disk DIR]
 
 Prints one JSON object a line: the machine, the limits (link, pinning, hashing), and each round trip.
 The output of the model, computed by replaying a CUDA graph, is compared bit for bit every time.
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--directory", required=True)
     parser.add_argument("--sizes", default="")
     parser.add_argument("--limits", action="store_true")
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", type=float, metavar="GB")
     parser.add_argument("--disk")
     arguments = parser.parse_args()
     import torch
@@ -258,19 +258,14 @@ def main() -> None:
         mapped_files(cuda, arguments.directory)
         digests(torch, cuda)
     if arguments.tune:
-        tries = [{"threads": threads, "block": block} for threads in (8, 16, 24) for block in (4, 8, 16)]
-        round_trips(
-            torch, 8, arguments.directory, [{}, *tries, {"threads": 32, "block": 4}, {"threads": 32, "block": 8}]
-        )
+        tries: list[dict[str, Any]] = [{"threads": threads, "keep": True} for threads in (2, 4, 8, 12, 16)]
+        tries += [{"threads": 8, "block": 4, "keep": True, "mapped": False}, {"keep": True, "mapped": False}]
+        round_trips(torch, arguments.tune, arguments.directory, [{}, *tries])
     if arguments.disk:
         os.makedirs(arguments.disk, exist_ok=True)
-        place = {"directory": arguments.disk}
-        ways = [
-            {"direct": "auto"},
-            {"direct": "auto", "cold": True},
-            {"direct": "off", "cold": True},
-            {"direct": "on", "cold": True},
-        ]
+        place = {"directory": arguments.disk, "keep": True}
+        ways: list[dict[str, Any]] = [{"mapped": False}, {"mapped": True}, {"threads": 8}, {"cold": True}]
+        ways += [{"direct": "off", "cold": True, "mapped": False}]
         round_trips(torch, 4, arguments.disk, [{**place, **way} for way in ways])
         subprocess.run(["rm", "-rf", arguments.disk], check=True)
     for size in filter(None, arguments.sizes.split(",")):

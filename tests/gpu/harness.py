@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,8 @@ def tree(root: int) -> list[HostPid]:
     found = [root]
     for pid in found:
         for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
+            with contextlib.suppress(FileNotFoundError):
+                found += [int(child) for child in (task / "children").read_text().split()]
     return [HostPid(pid) for pid in found]
 
 
@@ -43,7 +45,11 @@ def stop(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         for pid in reversed(tree(process.pid)):
             os.kill(pid, 9)
-    process.communicate()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
 def ask(process: subprocess.Popen[str]) -> str:

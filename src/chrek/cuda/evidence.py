@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from chrek.system.ids import HostPid
 
-VARIABLES = ("CUDA_", "NCCL_", "NVIDIA_", "PYTORCH_", "TORCH_", "NVSHMEM_")
+VARIABLES = ("CUDA_VISIBLE", "CUDA_MPS", "NCCL_", "NVIDIA_VISIBLE", "TORCH_SYMM", "NVSHMEM_")
 KEPT = re.compile(r"/dev/|/memfd:|socket:|anon_inode:|\(deleted\)|nvidia|cuda|nccl|torch", re.IGNORECASE)
 
 

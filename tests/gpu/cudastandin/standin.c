@@ -72,7 +72,7 @@ int cuGetErrorName(int c, const char **n) { *n = c == 998 ? "CUDA_ERROR_STANDIN"
 /* --- checkpoint calls: codes as the real driver gave them (580.159) --- */
 #define CHECKPOINT_CALL(name, index) \
     INJECT(name, pid); \
-    if (kill(pid, 0)) return 1; \
+    if (kill(pid, 0)) return 304; \
     struct process *p = find(pid); \
     if (!p) return 3; \
     __atomic_add_fetch(&p->calls[index], 1, __ATOMIC_SEQ_CST)

@@ -58,6 +58,14 @@ class Blob:
         """Bytes of the file."""
         return sum(block.size for block in self.blocks if not block.zero)
 
+    def stored(self) -> Iterator[tuple[Block, int]]:
+        """The blocks in the file, each with its offset there."""
+        offset = 0
+        for block in self.blocks:
+            if not block.zero:
+                yield block, offset
+                offset += block.size
+
     @property
     def name(self) -> str:
         """SHA-256 over the digests and sizes of the blocks in the file; all digests must be known."""

@@ -111,11 +111,15 @@ class TensorPool:
             return segment.address
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave; work that uses it must be finished. Raises `PoolError`."""
+        """Give back what `allocate` gave. Raises `PoolError`.
+
+        Waits for the GPU first, as ``cudaFree`` does: PyTorch counts on that.
+        """
         with self._lock:
             if (segment := self._segments.pop(address, None)) is None:
                 raise PoolError(f"{address:#x} is no allocation of pool {self.name!r}")
             with Primary(self._cuda, segment.device):
+                self._cuda.call("cuCtxSynchronize")
                 memory.release(self._cuda, segment)
 
     def _on_allocate(self, size: int, device: int, _stream: int | None) -> int:

@@ -16,9 +16,7 @@ and the caller drops it (`load`).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
-import mmap
 import os
 import threading
 import time
@@ -26,16 +24,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from chrek.workload.pool import files
-from chrek.workload.pool.cuda import NO_TIMING, NON_BLOCKING, PORTABLE, Cuda, Primary
+from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import LANES, SHA256, digester
-from chrek.workload.pool.errors import PoolCorrupt, PoolError
-from chrek.workload.pool.layout import BLOBS, BLOCK, Blob, Block, Index, Region, plan
+from chrek.workload.pool.errors import CudaError, PoolCorrupt, PoolError
+from chrek.workload.pool.lane import SLOTS, Lane, Window
+from chrek.workload.pool.layout import BLOBS, Blob, Block, Index, Region, from_json, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 THREADS: Final = 16
-SLOTS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Options:
 
     threads: int = THREADS
     direct: str = files.AUTO
+    mapped: bool = True
+    """Read files that are in the page cache by pinning their pages, without a copy on the processor."""
 
 
 @dataclass
@@ -67,52 +67,6 @@ class Report:
         phases = " ".join(f"{name}={seconds:.3f}s" for name, seconds in self.seconds.items())
         rate = self.moved / 1e9 / max(self.seconds.get("copy", 0.0), 1e-9)
         return f"{self.size / 1e9:.2f} GB, moved {self.moved / 1e9:.2f} GB at {rate:.1f} GB/s, {phases}"
-
-
-class Lane:
-    """One thread's stream and pinned buffer on one device; to be used in that device's context."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self._memory = mmap.mmap(-1, SLOTS * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(AttributeError, OSError):  # Python 3.9 on an odd platform; no huge pages here
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        first = ctypes.c_char.from_buffer(self._memory)
-        self.address = ctypes.addressof(first)
-        del first  # or the mapping could not be closed
-        cuda.call("cuMemHostRegister_v2", self.address, SLOTS * BLOCK, PORTABLE)
-        self._whole = memoryview(self._memory)
-        self.stream = cuda.handle("cuStreamCreate", NON_BLOCKING)
-        self._events = [cuda.handle("cuEventCreate", NO_TIMING) for _ in range(SLOTS)]
-
-    def view(self, slot: int, size: int) -> memoryview:
-        """The first `size` bytes of a slot."""
-        return self._whole[slot * BLOCK : slot * BLOCK + size]
-
-    def out(self, slot: int, block: Block) -> None:
-        """Start a copy from the GPU into a slot."""
-        self._cuda.call("cuMemcpyDtoHAsync_v2", self.address + slot * BLOCK, block.address, block.size, self.stream)
-        self._cuda.call("cuEventRecord", self._events[slot], self.stream)
-
-    def into(self, slot: int, block: Block) -> None:
-        """Start a copy from a slot to the GPU."""
-        self._cuda.call("cuMemcpyHtoDAsync_v2", block.address, self.address + slot * BLOCK, block.size, self.stream)
-        self._cuda.call("cuEventRecord", self._events[slot], self.stream)
-
-    def wait(self, slot: int) -> None:
-        """Wait for the copy of a slot."""
-        self._cuda.call("cuEventSynchronize", self._events[slot])
-
-    def close(self) -> None:
-        """Wait for what is under way and give everything back."""
-        self._cuda.call("cuStreamSynchronize", self.stream)
-        for event in self._events:
-            self._cuda.call("cuEventDestroy_v2", event)
-        self._cuda.call("cuStreamDestroy_v2", self.stream)
-        self._whole.release()
-        self._cuda.call("cuMemHostUnregister", self.address)
-        with contextlib.suppress(BufferError):  # the traceback of a failed write still holds a view
-            self._memory.close()
 
 
 class _Jobs:
@@ -233,23 +187,17 @@ class _Writer:
     def __call__(self, lane: Lane, jobs: _Jobs) -> None:
         waiting: list[tuple[files.Output, Block, int] | None] = [None] * SLOTS
         outputs: list[files.Output] = []
-        slot = 0
         try:
             for number, blob in jobs:
                 output = files.create(self._directory, blob, number + blob.device * 1_000_000, self._direct)
                 outputs.append(output)
-                offset = 0
-                for block in blob.blocks:
-                    if block.zero:
-                        continue
+                for block, offset in blob.stored():
+                    slot = lane.next()
                     self._finish(lane, slot, waiting)
                     lane.out(slot, block)
                     waiting[slot] = (output, block, offset)
-                    offset += block.size
-                    slot = (slot + 1) % SLOTS
             for _ in range(SLOTS):
-                self._finish(lane, slot, waiting)
-                slot = (slot + 1) % SLOTS
+                self._finish(lane, lane.next(), waiting)
         finally:
             for output in outputs:
                 output.abandon()
@@ -275,8 +223,6 @@ def _write_index(directory: str, index: Index) -> None:
 
 def _others(directory: str, pool: str) -> list[Index]:
     """Indexes of the other pools in the same directory."""
-    from chrek.workload.pool.layout import from_json  # noqa: PLC0415 - only here
-
     found = []
     for entry in os.listdir(directory):
         if entry.endswith(".json") and not entry.startswith(".") and entry != f"{pool}.json":
@@ -314,31 +260,61 @@ class _Reader:
         self._cuda = cuda
         self._directory = directory
         self._hash = digest == SHA256
-        self._direct = options.direct
+        self._options = options
+        self._mapped = options.mapped and options.direct != files.ON
 
     def __call__(self, lane: Lane, jobs: _Jobs) -> None:
-        slot, used = 0, 0
-        for _, blob in jobs:
-            path = os.path.join(self._directory, blob.name) if blob.size else ""
-            fd = files.open_blob(path, self._direct) if path else -1
-            try:
-                offset = 0
+        windows: list[Window] = []
+        try:
+            for _, blob in jobs:
                 for block in blob.blocks:
                     if block.zero:
                         self._cuda.call("cuMemsetD8Async", block.address, 0, block.size, lane.stream)
-                        continue
-                    if used >= SLOTS:
-                        lane.wait(slot)
-                    with lane.view(slot, block.size) as view:
-                        files.read(fd, view, offset, path)
-                        if self._hash and hashlib.sha256(view).digest() != block.digest:
-                            raise _corrupt(path, offset, block)
-                    lane.into(slot, block)
-                    offset += block.size
-                    slot, used = (slot + 1) % SLOTS, used + 1
-            finally:
-                if fd >= 0:
-                    os.close(fd)
+                if not blob.size:
+                    continue
+                path = os.path.join(self._directory, blob.name)
+                if not (self._mapped and files.cached(path) and self._pinned(lane, blob, path, windows)):
+                    self._buffered(lane, blob, path)
+        finally:
+            while windows:
+                windows.pop().close()
+
+    def _pinned(self, lane: Lane, blob: Blob, path: str, windows: list[Window]) -> bool:
+        """Copy a blob out of the page cache itself; False if its pages cannot be pinned."""
+        try:
+            window = Window(self._cuda, path, blob.size)
+        except CudaError:
+            self._mapped = False  # nor can those of the next file
+            return False
+        windows.append(window)
+        for block, offset in blob.stored():
+            if self._hash:
+                self._compare(window.view(offset, block.size), path, offset, block)
+            self._cuda.call("cuMemcpyHtoDAsync_v2", block.address, window.address + offset, block.size, lane.stream)
+        window.record(lane.stream)
+        if len(windows) > SLOTS:
+            windows.pop(0).close()
+        return True
+
+    def _buffered(self, lane: Lane, blob: Blob, path: str) -> None:
+        """Copy a blob through the pinned buffer."""
+        fd = files.open_blob(path, self._options.direct)
+        try:
+            for block, offset in blob.stored():
+                slot = lane.next()
+                lane.wait(slot)
+                with lane.view(slot, block.size) as view:
+                    files.read(fd, view, offset, path)
+                    if self._hash:
+                        self._compare(view, path, offset, block)
+                lane.into(slot, block)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _compare(view: memoryview, path: str, offset: int, block: Block) -> None:
+        if hashlib.sha256(view).digest() != block.digest:
+            raise _corrupt(path, offset, block)
 
 
 def _check(cuda: Cuda, index: Index) -> None:

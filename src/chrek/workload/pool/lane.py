@@ -1,0 +1,141 @@
+"""What one thread of a transfer needs on the GPU: a stream, a pinned buffer, windows into the page cache.
+
+The pinned buffer is ordinary private memory that is registered with the driver, and not memory from
+``cuMemHostAlloc``: that is shared memory, which CRIU moves on one thread, and takes 2.4 times as long to
+make (256 MiB: 0.15 s, in huge pages 0.06 s; H100, driver 580). It is made when it is first used and
+gone when the transfer ends, so a checkpoint never holds it.
+
+A `Window` pins pages of the page cache, so that the GPU reads a file's pages itself and the processor
+copies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from typing import TYPE_CHECKING, Final
+
+from chrek.workload.pool.cuda import NO_TIMING, NON_BLOCKING, PORTABLE, READ_ONLY
+from chrek.workload.pool.errors import CudaError
+from chrek.workload.pool.layout import BLOCK, Block
+
+if TYPE_CHECKING:
+    from chrek.workload.pool.cuda import Cuda
+
+SLOTS: Final = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+
+
+class Lane:
+    """One thread's stream and pinned buffer of two blocks, to be used in the device's context."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.stream = cuda.handle("cuStreamCreate", NON_BLOCKING)
+        self._events: list[int] = []
+        self._memory: mmap.mmap | None = None
+        self._whole = memoryview(b"")
+        self.address = 0
+        self._turn = 0
+
+    def _make(self) -> None:
+        memory = mmap.mmap(-1, SLOTS * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(AttributeError, OSError):  # no huge pages on this kernel
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        first = ctypes.c_char.from_buffer(memory)
+        address = ctypes.addressof(first)
+        del first  # or the mapping could not be closed
+        self._cuda.call("cuMemHostRegister_v2", address, SLOTS * BLOCK, PORTABLE)
+        self._memory, self.address, self._whole = memory, address, memoryview(memory)
+        self._events = [self._cuda.handle("cuEventCreate", NO_TIMING) for _ in range(SLOTS)]
+
+    def next(self) -> int:
+        """The slot whose turn it is; its last copy may still be under way."""
+        if self._memory is None:
+            self._make()
+        self._turn = (self._turn + 1) % SLOTS
+        return self._turn
+
+    def view(self, slot: int, size: int) -> memoryview:
+        """The first `size` bytes of a slot."""
+        return self._whole[slot * BLOCK : slot * BLOCK + size]
+
+    def out(self, slot: int, block: Block) -> None:
+        """Start a copy from the GPU into a slot."""
+        where = self.address + slot * BLOCK
+        self._cuda.call("cuMemcpyDtoHAsync_v2", where, block.address, block.size, self.stream)
+        self._cuda.call("cuEventRecord", self._events[slot], self.stream)
+
+    def into(self, slot: int, block: Block) -> None:
+        """Start a copy from a slot to the GPU."""
+        where = self.address + slot * BLOCK
+        self._cuda.call("cuMemcpyHtoDAsync_v2", block.address, where, block.size, self.stream)
+        self._cuda.call("cuEventRecord", self._events[slot], self.stream)
+
+    def wait(self, slot: int) -> None:
+        """Wait for the last copy of a slot, if there was one."""
+        self._cuda.call("cuEventSynchronize", self._events[slot])
+
+    def close(self) -> None:
+        """Wait for what is under way and give everything back."""
+        self._cuda.call("cuStreamSynchronize", self.stream)
+        for event in self._events:
+            self._cuda.call("cuEventDestroy_v2", event)
+        self._cuda.call("cuStreamDestroy_v2", self.stream)
+        if self._memory is not None:
+            self._whole.release()
+            self._cuda.call("cuMemHostUnregister", self.address)
+            with contextlib.suppress(BufferError):  # the traceback of a failed write still holds a view
+                self._memory.close()
+
+
+class Window:
+    """A file's pages, pinned for the GPU to read; an ordinary mapping to everyone else.
+
+    Pinned pages stay even if the file is cut short meanwhile. Raises `OSError`, or `CudaError` where
+    the driver or the file system cannot pin them.
+    """
+
+    def __init__(self, cuda: Cuda, path: str, size: int) -> None:
+        self._cuda = cuda
+        self._size = size
+        self._event = 0
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        finally:
+            os.close(fd)
+        if address == _MAP_FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+        self.address = int(address)
+        try:
+            cuda.call("cuMemHostRegister_v2", self.address, size, READ_ONLY)
+        except CudaError:
+            _libc.munmap(self.address, size)
+            raise
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Bytes of the file; reading past its end is a bus error, so only whole files are looked at."""
+        return memoryview((ctypes.c_ubyte * size).from_address(self.address + offset))
+
+    def record(self, stream: int) -> None:
+        """Remember the copies started so far as those that read from here."""
+        self._event = self._cuda.handle("cuEventCreate", NO_TIMING)
+        self._cuda.call("cuEventRecord", self._event, stream)
+
+    def close(self) -> None:
+        """Wait for the copies, let the pages go."""
+        if self._event:
+            self._cuda.call("cuEventSynchronize", self._event)
+            self._cuda.call("cuEventDestroy_v2", self._event)
+        else:
+            self._cuda.call("cuCtxSynchronize")
+        self._cuda.call("cuMemHostUnregister", self.address)
+        _libc.munmap(self.address, self._size)
