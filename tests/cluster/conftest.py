@@ -20,6 +20,8 @@ _numbers = itertools.count(1)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the first test of a session the time to compile a cluster, minutes on a new machine."""
+    # Those that start and remove clusters of their own come first: later one is there for everybody.
+    items.sort(key=lambda item: item.path.name != "test_cluster_lifecycle.py" and item.path.parent.name == "cluster")
     here = os.path.dirname(__file__) + os.sep
     for item in items:
         if str(item.path).startswith(here):
