@@ -88,6 +88,24 @@ class Reason(Enum):
         "Free space or enlarge the volume by the amount the message gives; `chrek gc` removes old checkpoints.",
     )
 
+    # --- Kubernetes ----------------------------------------------------------------------------
+    RUNTIME_UNREACHABLE = (
+        "No container runtime of this node answers over the container runtime interface.",
+        "Set the chart's runtime socket to the path that the kubelet uses on this node.",
+    )
+    CONTAINER_GONE = (
+        "The container does not run any more.",
+        "Nothing to do: it ended or was replaced; a new container is looked at anew.",
+    )
+    API_FAILED = (
+        "The Kubernetes API refused a request or did not answer.",
+        "Look at the status in the message: 401 and 403 are the chart's RBAC, anything else the API server.",
+    )
+    LEASE_LOST = (
+        "Another node took over writing this checkpoint.",
+        "Nothing to do: the other node's capture goes on.",
+    )
+
     # --- what cannot be captured ---------------------------------------------------------------
     APP_NOT_FOUND = (
         "No application started by ChReK's init was found.",
