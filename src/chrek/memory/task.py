@@ -57,11 +57,15 @@ def _vm_call(name: str) -> _VmCall:
 
 _readv = _vm_call("process_vm_readv")
 _writev = _vm_call("process_vm_writev")
-_memcmp = _libc.memcmp
-_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-_memmove = _libc.memmove
-_memmove.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-_memmove.restype = ctypes.c_void_p
+_SHORT: Final = 64 << 10
+# Letting go of the interpreter's lock and fighting sixteen threads to get it back costs more than 64 KiB of memcpy.
+_held = ctypes.PyDLL(None)
+for _library in (_libc, _held):
+    _library.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    _library.memmove.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    _library.memmove.restype = ctypes.c_void_p
+_memcmp, _memcmp_short = _libc.memcmp, _held.memcmp
+_memmove, _memmove_short = _libc.memmove, _held.memmove
 
 Piece = tuple[int, int]
 """Address and length in bytes, in the other process."""
@@ -104,14 +108,16 @@ class Buffer:
             self._map.close()
 
     def is_repeated(self, offset: int, length: int) -> bool:
-        """Whether all 8-byte words of a piece equal its first one; lets go of the interpreter's lock."""
+        """Whether all 8-byte words of a piece equal its first one."""
         at = self.address + offset
-        return length <= 8 or _memcmp(at, at + 8, length - 8) == 0
+        compare = _memcmp if length > _SHORT else _memcmp_short
+        return length <= 8 or compare(at, at + 8, length - 8) == 0
 
     def move(self, target: int, source: int, length: int) -> None:
-        """Move bytes inside the buffer; lets go of the interpreter's lock."""
+        """Move bytes inside the buffer."""
         if length and target != source:
-            _memmove(self.address + target, self.address + source, length)
+            move = _memmove if length > _SHORT else _memmove_short
+            move(self.address + target, self.address + source, length)
 
 
 class Task:
