@@ -1,7 +1,7 @@
 """The demo: one server, started cold, checkpointed while it runs, killed, and brought back somewhere else.
 
-The server (``server.py``) knows nothing of checkpoints. Both containers are plain runc containers without privileges,
-with PID, network, mount, host name and IPC namespaces of their own; they share nothing but the image.
+The server (``image/app/server.py``) knows nothing of checkpoints. Both containers are plain runc containers without
+privileges, with PID, network, mount, host name and IPC namespaces of their own; they share nothing but the image.
 Exit status 0 only if the restored server's answer is the cold one's, to the last digit.
 """
 
@@ -27,7 +27,7 @@ from chrek.store import Store  # noqa: E402
 from chrek.system.initstate import read_state  # noqa: E402
 from chrek.system.mailbox import Mailbox  # noqa: E402
 from containers import Container, remove_leftovers  # noqa: E402
-from layer import image_layer  # noqa: E402
+from layer import image_layers  # noqa: E402
 
 PORT = 8000
 COMMAND = ["/usr/local/bin/restore-entrypoint", "--", "/usr/bin/python3", "/app/server.py"]
@@ -70,9 +70,9 @@ def first_answer(container: Container) -> Any:  # noqa: ANN401
     return ask(container, "/read", PICTURE.read_bytes())["lines"]
 
 
-def start(hostname: str, command: list[str], layer: Path, environment: dict[str, str]) -> Container:
+def start(hostname: str, command: list[str], layers: list[Path], environment: dict[str, str]) -> Container:
     """Make one of the two containers: no privileges, the demo's image."""
-    return Container(command, hostname=hostname, lower=layer, env={**ENVIRONMENT, **environment})
+    return Container(command, hostname=hostname, lower=layers, env={**ENVIRONMENT, **environment})
 
 
 def bring_back(container: Container, store: Store) -> None:
@@ -96,19 +96,19 @@ def bring_back(container: Container, store: Store) -> None:
 def main() -> int:
     """Run the demo; return its exit status."""
     remove_leftovers()
-    layer = image_layer()
+    layers = image_layers()
     folder = Path(tempfile.mkdtemp(prefix="store-", dir=REPO / ".cache/demo"))
     try:
-        return demo(layer, Store.open(folder))
+        return demo(layers, Store.open(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def demo(layer: Path, store: Store) -> int:
+def demo(layers: list[Path], store: Store) -> int:
     """Cold start, checkpoint, kill, restore, compare."""
     say("cold start in container one (host name cold-start)")
     began = time.monotonic()
-    with start("cold-start", COMMAND, layer, {}) as one:
+    with start("cold-start", COMMAND, layers, {}) as one:
         answer = first_answer(one)
         cold = time.monotonic() - began
         who = ask(one, "/health")
@@ -126,7 +126,7 @@ def demo(layer: Path, store: Store) -> int:
         one.wait()
     say("restore in container two (host name restored, no privileges)")
     began = time.monotonic()
-    with start("restored", COMMAND, layer, {"DYN_CHECKPOINT_HASH": ID}) as two:
+    with start("restored", COMMAND, layers, {"DYN_CHECKPOINT_HASH": ID}) as two:
         engine = time.monotonic()
         bring_back(two, store)
         again = first_answer(two)

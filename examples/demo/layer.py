@@ -1,4 +1,4 @@
-"""The demo's image layer: the server and the packages it imports, on top of the containers' base."""
+"""The demo's image: the server in ``image/``, on the packages it imports, on the containers' base."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--only-binary",
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
 
 
-def image_layer() -> Path:
-    """Return a directory with ``/opt/site`` and ``/app/server.py``, made on first use and when their sources change."""
+def image_layers() -> list[Path]:
+    """Return the layers above the base, the uppermost first; the packages are installed on first use."""
+    return [HERE / "image", _packages()]
+
+
+def _packages() -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
-    inputs = [(HERE / name).read_bytes() for name in ("requirements.txt", "server.py", "layer.py")]
+    inputs = [(HERE / name).read_bytes() for name in ("requirements.txt", "layer.py")]
     name = "layer-" + hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -44,8 +48,6 @@ def _fill(layer: Path) -> None:
     requirements = ["--requirement", str(HERE / "requirements.txt")]
     subprocess.run([*pip, "--no-compile", *PYTHON, *platforms, "--target", str(site), *requirements], check=True)
     _compile(layer)
-    (layer / "app").mkdir()
-    shutil.copy(HERE / "server.py", layer / "app/server.py")
 
 
 def _compile(layer: Path) -> None:

@@ -88,7 +88,7 @@ class Container:
         memory, pids: limits of the container's cgroup, in bytes and in tasks.
         stdin, stdout, stderr: "pipe" (as under a container runtime; copied to `log` and `err`), "file" (the container
             writes the file itself), "null"; stderr "stdout": both streams are one pipe.
-        lower: one more read-only layer above the base.
+        lower: more read-only layers above the base, the uppermost first.
         edit: changes config.json before it is written.
 
     Raises:
@@ -116,7 +116,7 @@ class Container:
         stdin: Literal["pipe", "null"] = "null",
         stdout: Stream = "pipe",
         stderr: Stream = "pipe",
-        lower: Path | None = None,
+        lower: Path | Sequence[Path] = (),
         edit: Callable[[Json], None] | None = None,
     ) -> None:
         base, place = _prepared()
@@ -143,7 +143,7 @@ class Container:
             pids=pids,
         )
         try:
-            self._make_root(base, lower)
+            self._make_root([lower] if isinstance(lower, Path) else lower, base)
             spec = config(wish, root=self.rootfs, source=SOURCE, cgroup=f"/{self.name}")
             if edit is not None:
                 edit(spec)
@@ -153,11 +153,11 @@ class Container:
             self.delete()
             raise
 
-    def _make_root(self, base: Path, lower: Path | None) -> None:
+    def _make_root(self, lower: Sequence[Path], base: Path) -> None:
         for part in ("upper", "work", "rootfs"):
             (self.home / part).mkdir(parents=True)
         self._closing.callback(remove, self.name)
-        layers = f"{lower}:{base}" if lower is not None else f"{base}"
+        layers = ":".join(str(layer) for layer in (*lower, base))
         mount("overlay", self.rootfs, f"lowerdir={layers},upperdir={self.upper},workdir={self.home / 'work'}")
 
     def _stream(self, kind: Stream, name: str, stdout: int) -> int:
