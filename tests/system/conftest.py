@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chrek.store.layout import Store
 from containers import Container, bundle, remove_leftovers
 
 _FAILED = pytest.StashKey[bool]()
@@ -51,3 +52,10 @@ def container(request: pytest.FixtureRequest) -> Iterator[Callable[..., Containe
 def criu_bundle() -> Path:
     """Return the directory of the CRIU bundle."""
     return bundle()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Return an empty store on disk."""
+    with Store.open(tmp_path / "store", create=True) as opened:
+        yield opened

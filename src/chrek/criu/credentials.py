@@ -59,10 +59,11 @@ def read_tree(directory: int) -> Tree:
     entries = read_all(directory, "pstree.img", PstreeEntry)
     if not entries:
         raise Refused(Reason.CORRUPT, "images/pstree.img: it has no process.")
-    ids = [number for e in entries for number in (e.pid, e.pgid, e.sid, *e.threads)]
-    if not all(0 < number < 1 << 22 for number in ids):
-        raise Refused(Reason.CORRUPT, "images/pstree.img: a process id is out of range.")
     taken = sorted({number for e in entries for number in (e.pid, *e.threads)})
+    # A zombie's group and session are 0.
+    ids = [*taken, *(number for e in entries for number in (e.pgid, e.sid))]
+    if taken[0] <= 0 or not all(0 <= number < 1 << 22 for number in ids):
+        raise Refused(Reason.CORRUPT, "images/pstree.img: a process id is out of range.")
     return Tree(root=entries[0].pid, pids=tuple(taken), highest=max(ids))
 
 

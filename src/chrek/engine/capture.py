@@ -151,7 +151,7 @@ def _preflight(request: Request) -> tuple[Subject, Bundle, Estimate, tuple[OpenF
     refuse(subject, allow=request.allow)
     bundle = Bundle.find()
     bundle.require()
-    volumes = container.volumes() if container.has_own_root else []
+    volumes = container.volumes()
     need = estimate(subject, [path for path, _ in volumes], mode=request.mode)
     used = facts.used_files(subject, [path for path, _ in volumes])
     return subject, bundle, need, used
@@ -174,7 +174,7 @@ def _dump(
             folder=directories["memory"],
             mode=need.mode,
             root_changes=container.has_own_root,
-            volumes=container.volumes() if container.has_own_root else [],
+            volumes=container.volumes(),
             exclude=request.exclude,
             workers=request.workers,
             digest_now=need.digest_now,

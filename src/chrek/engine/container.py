@@ -100,11 +100,15 @@ class Container:
         """Return (path, kind) of the volumes whose contents belong to the application alone.
 
         These are emptyDir volumes and memory file systems that the runtime mounted writable; kind is
-        ``emptyDir`` or ``tmpfs``. What is bound from elsewhere (claims, host paths) is somebody's data.
+        ``emptyDir`` or ``tmpfs``. What is bound from elsewhere (claims, host paths) is somebody's data. So
+        is, where the root is this machine's own, every memory file system that the machine has mounted too.
         """
         found: dict[str, str] = {}
+        shared = set() if self.has_own_root else {mount.device for mount in mounts.mounts(os.getpid())}
         for mount in self.mounts:
             if mount.read_only or mount.point in _RUNTIME_MOUNTS or mount.point.startswith(("/proc/", "/sys/")):
+                continue
+            if mount.device in shared:
                 continue
             if _EMPTY_DIR in mount.root or _EMPTY_DIR in mount.source:
                 found[mount.point] = "emptyDir"

@@ -131,8 +131,15 @@ def used_files(subject: Subject, covered: Iterable[str]) -> tuple[OpenFile, ...]
 
 
 def _used_paths(subject: Subject) -> set[str]:
+    """Return the paths mapped or open; not of files only written (logs grow), nor of streams from outside."""
+    known = {mount.id for mount in subject.container.mounts}
     mapped = {mapping.path for pid in subject.tree for mapping in procfs.mappings(pid)}
-    opened = {file.target for files in subject.files.values() for file in files}
+    opened = {
+        file.target
+        for files in subject.files.values()
+        for file in files
+        if file.mount in known and file.flags & os.O_ACCMODE != os.O_WRONLY
+    }
     return {path for path in mapped | opened if path.startswith("/")}
 
 

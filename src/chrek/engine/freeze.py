@@ -119,8 +119,10 @@ def _raise_first(futures: list[Future[None]]) -> None:
 
 
 def _memory(plan: Plan, frozen: Frozen, progress: Progress, stop: threading.Event) -> None:
-    host_pids = procfs.in_namespace(frozen.tree)
     processes = pagemaps.read(plan.images)
+    # A zombie is in the tree and has no memory.
+    alive = {process.pid for process in processes}
+    host_pids = {pid: host for pid, host in procfs.in_namespace(frozen.tree).items() if pid in alive}
     runs = (
         pagemaps.lazy_runs(processes)
         if plan.mode == "lazy"
@@ -151,7 +153,7 @@ def _memory(plan: Plan, frozen: Frozen, progress: Progress, stop: threading.Even
 
 def _kept(plan: Plan, host_pids: dict[NsPid, HostPid], runs: dict[NsPid, list[Run]]) -> dict[NsPid, list[Run]]:
     """Return the runs that must stay in CRIU's images."""
-    threads = {pid: _thread_ids(host) for pid, host in host_pids.items() if pid in runs}
+    threads = {pid: _thread_ids(host) for pid, host in host_pids.items()}
     kept = pagemaps.rseq_runs(plan.images, threads)
     if len(runs) > 1:
         shared = shared_pages(

@@ -34,6 +34,7 @@ from chrek.criu.bundle import Bundle
 from chrek.criu.process import Criu, CriuFailed, Settings
 from chrek.engine import compatibility, streams
 from chrek.engine.container import Container
+from chrek.engine.grown import Cut, written
 from chrek.engine.progress import Progress
 from chrek.engine.replay import Replay
 from chrek.errors import ChrekError, Reason, Refused, RestoreFailed
@@ -120,19 +121,22 @@ def restore(request: Request, progress: Progress | None = None) -> Outcome:
             _require_no_filter(container)
             warnings, bounding = _compare(request, container, checkpoint, work)
         files = stack.enter_context(Replay(container, checkpoint))
+        grown = stack.enter_context(Cut(container))
         with progress.phase("files"):
             _files(container, checkpoint, files)
+            grown.cut(written(work.images))
         filled = _criu(request, container, checkpoint, work, bundle, bounding, progress)
         with progress.phase("hand over"):
             request.mailbox.restored(NsPid(work.tree.root))
             files.keep()
+            grown.keep()
             _ready_again(container, checkpoint)
     return Outcome(
         root=NsPid(work.tree.root),
         seconds=time.monotonic() - began,
         memory_bytes=filled,
         phases=dict(progress.seconds),
-        warnings=tuple(warnings + files.warnings),
+        warnings=tuple(warnings + files.warnings + grown.warnings),
     )
 
 
