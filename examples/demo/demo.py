@@ -7,13 +7,14 @@ Exit status 0 only if the restored server's answer is the cold one's, to the las
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
-import shutil
 import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from chrek.system.initstate import read_state  # noqa: E402
 from chrek.system.mailbox import Mailbox  # noqa: E402
 from containers import Container, remove_leftovers  # noqa: E402
 from layer import image_layers  # noqa: E402
+from picture import Part, draw  # noqa: E402
 
 PORT = 8000
 COMMAND = ["/usr/local/bin/restore-entrypoint", "--", "/usr/bin/python3", "/app/server.py"]
@@ -57,8 +59,8 @@ def ask(container: Container, path: str, body: bytes | None = None) -> Any:  # n
         connection.close()
 
 
-def first_answer(container: Container) -> Any:  # noqa: ANN401
-    """Wait until the server answers, send the picture, return the lines it read."""
+def until_up(container: Container) -> None:
+    """Wait until the server answers."""
 
     def up() -> bool:
         try:
@@ -67,7 +69,12 @@ def first_answer(container: Container) -> Any:  # noqa: ANN401
             return False
 
     container.until(up, timeout=PATIENCE, what="the server answered")
-    return ask(container, "/read", PICTURE.read_bytes())["lines"]
+
+
+def read_picture(container: Container) -> list[dict[str, Any]]:
+    """Send the picture; return the lines of text that the server read."""
+    lines: list[dict[str, Any]] = ask(container, "/read", PICTURE.read_bytes())["lines"]
+    return lines
 
 
 def start(hostname: str, command: list[str], layers: list[Path], environment: dict[str, str]) -> Container:
@@ -75,7 +82,7 @@ def start(hostname: str, command: list[str], layers: list[Path], environment: di
     return Container(command, hostname=hostname, lower=layers, env={**ENVIRONMENT, **environment})
 
 
-def bring_back(container: Container, store: Store) -> None:
+def bring_back(container: Container, store: Store) -> restore.Outcome:
     """Restore the checkpoint into a container whose init waits for it, as the agent of a node does."""
 
     def waits() -> bool:
@@ -87,60 +94,122 @@ def bring_back(container: Container, store: Store) -> None:
     container.until(waits, what="the container's init waits")
     with Mailbox.claim(container.pid1, by="the demo") as mailbox:
         try:
-            restore.restore(restore.Request(pid1=container.pid1, mailbox=mailbox, store=store, checkpoint_id=ID))
+            return restore.restore(restore.Request(pid1=container.pid1, mailbox=mailbox, store=store, checkpoint_id=ID))
         except ChrekError as error:
             mailbox.failed(error.reason, error.message)
             raise
 
 
-def main() -> int:
-    """Run the demo; return its exit status."""
-    remove_leftovers()
-    layers = image_layers()
-    folder = Path(tempfile.mkdtemp(prefix="store-", dir=REPO / ".cache/demo"))
-    try:
-        return demo(layers, Store.open(folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+@dataclass(frozen=True)
+class Run:
+    """What the demo measured; seconds."""
+
+    cold_server: float
+    cold_answer: float
+    saved: capture.Outcome
+    waiting: float
+    restored: restore.Outcome
+    restore_answer: float
+    same: bool
+
+    @property
+    def cold(self) -> float:
+        """From the first container's creation to its first answer."""
+        return self.cold_server + self.cold_answer
+
+    @property
+    def restore(self) -> float:
+        """From the second container's creation to its first answer."""
+        return self.waiting + self.restored.seconds + self.restore_answer
+
+    def sentence(self) -> str:
+        """Return the demo's last line."""
+        return (
+            f"demo: cold {self.cold:.2f} s, checkpoint {self.saved.seconds:.2f} s (frozen "
+            f"{self.saved.frozen_seconds:.2f} s), restore {self.restore:.2f} s ({self.cold / self.restore:.1f} times "
+            f"faster), answers {'identical' if self.same else 'DIFFERENT'}"
+        )
+
+    def rows(self) -> list[tuple[str, list[Part]]]:
+        """Return the rows of the picture."""
+        before = self.saved.seconds - self.saved.frozen_seconds
+        return [
+            (
+                "cold start",
+                [Part(self.cold_server, "start, load, warm up", "load"), Part(self.cold_answer, "answer", "answer")],
+            ),
+            (
+                "checkpoint",
+                [Part(self.saved.frozen_seconds, "frozen", "frozen"), Part(before, "the server runs on", "work")],
+            ),
+            (
+                "restore",
+                [
+                    Part(self.waiting, "container", "load"),
+                    Part(self.restored.seconds, "restore", "work"),
+                    Part(self.restore_answer, "answer", "answer"),
+                ],
+            ),
+        ]
 
 
-def demo(layers: list[Path], store: Store) -> int:
+def demo(layers: list[Path], store: Store) -> Run:
     """Cold start, checkpoint, kill, restore, compare."""
     say("cold start in container one (host name cold-start)")
     began = time.monotonic()
     with start("cold-start", COMMAND, layers, {}) as one:
-        answer = first_answer(one)
-        cold = time.monotonic() - began
+        until_up(one)
+        up = time.monotonic()
+        answer = read_picture(one)
+        answered = time.monotonic()
         who = ask(one, "/health")
-        say(f"first answer after {cold:.2f} s from {who['host']}, process {who['pid']}: {words(answer)}")
+        say(f"first answer after {answered - began:.2f} s from {who['host']}, process {who['pid']}: {words(answer)}")
         say("checkpoint, while the server runs")
-        outcome = capture.capture(capture.Request(pid1=one.pid1, store=store, checkpoint_id=ID))
+        saved = capture.capture(capture.Request(pid1=one.pid1, store=store, checkpoint_id=ID))
         say(
-            f"checkpoint of {outcome.memory_bytes / 1e6:.0f} MB of memory in {outcome.seconds:.2f} s, "
-            f"server frozen for {outcome.frozen_seconds:.2f} s, {outcome.stored_bytes / 1e6:.0f} MB stored"
+            f"{saved.memory_bytes / 1e6:.0f} MB of memory saved in {saved.seconds:.2f} s, the server frozen for "
+            f"{saved.frozen_seconds:.2f} s of them, {saved.stored_bytes / 1e6:.0f} MB stored"
         )
-        if ask(one, "/read", PICTURE.read_bytes())["lines"] != answer:
-            raise SystemExit("demo: the server gave another answer after its checkpoint")
-        say("the server answers as before; now it is killed")
+        unharmed = read_picture(one) == answer
+        say(f"the server {'answers as before' if unharmed else 'GIVES ANOTHER ANSWER'}; now it is killed")
         one.kill(signal.SIGKILL)
         one.wait()
     say("restore in container two (host name restored, no privileges)")
-    began = time.monotonic()
+    created = time.monotonic()
     with start("restored", COMMAND, layers, {"DYN_CHECKPOINT_HASH": ID}) as two:
-        engine = time.monotonic()
-        bring_back(two, store)
-        again = first_answer(two)
+        restored = bring_back(two, store)
+        running = time.monotonic()
+        until_up(two)
+        again = read_picture(two)
         ended = time.monotonic()
         who = ask(two, "/health")
-        say(f"first answer after {ended - began:.2f} s from {who['host']}, process {who['pid']}: {words(again)}")
-        say(f"(counted from the start of ChReK's restore instead of the container's: {ended - engine:.2f} s)")
-    same = again == answer and who["host"] == "restored"
-    times = cold / (ended - began)
-    print(
-        f"demo: cold {cold:.2f} s, checkpoint {outcome.seconds:.2f} s (frozen {outcome.frozen_seconds:.2f} s), "
-        f"restore {ended - began:.2f} s ({times:.1f} times faster), answers {'identical' if same else 'DIFFERENT'}"
+        say(f"first answer after {ended - created:.2f} s from {who['host']}, process {who['pid']}: {words(again)}")
+        engine = ended - running + restored.seconds
+        say(f"(counted from the start of ChReK's restore instead of the container's: {engine:.2f} s)")
+    return Run(
+        cold_server=up - began,
+        cold_answer=answered - up,
+        saved=saved,
+        waiting=running - created - restored.seconds,
+        restored=restored,
+        restore_answer=ended - running,
+        same=unharmed and again == answer and who["host"] == "restored",
     )
-    return 0 if same else 1
+
+
+def main() -> int:
+    """Run the demo; return its exit status."""
+    parser = argparse.ArgumentParser(description="Cold start, checkpoint, kill and restore of an inference server.")
+    parser.add_argument("--picture", type=Path, help="draw the run into this SVG file")
+    args = parser.parse_args()
+    remove_leftovers()
+    layers = image_layers()
+    with tempfile.TemporaryDirectory(prefix="store-", dir=REPO / ".cache/demo") as folder:
+        run = demo(layers, Store.open(folder))
+    if args.picture:
+        draw(run.rows(), args.picture)
+    print(run.sentence())
+    return 0 if run.same else 1
 
 
 def words(lines: list[dict[str, Any]]) -> str:
