@@ -20,6 +20,7 @@ from chrek.artifact import FileEntry
 from chrek.errors import CaptureFailed, Reason, Refused, RestoreFailed
 from chrek.memory.index import INDEX_NAME, Block, FileKind, Index, PageFile, RunTable, decode
 from chrek.memory.task import Buffer
+from chrek.memory.writeback import Writeback
 
 MAX_INDEX: Final = 1 << 30
 """Most bytes an index may have; one for 1 TB in 4 MiB blocks without holes has 14 MB."""
@@ -62,7 +63,7 @@ class ShardWriter:
     the second half is only touched where zero pages were left out.
     """
 
-    def __init__(self, folder: int, number: int, block_size: int, *, digest: bool) -> None:
+    def __init__(self, folder: int, number: int, block_size: int, writeback: Writeback, *, digest: bool) -> None:
         self.block_size = block_size
         self.buffer = Buffer(2 * block_size)
         self.filled = 0
@@ -70,6 +71,7 @@ class ShardWriter:
         self._folder = folder
         self._number = number
         self._digest = digest
+        self._writeback = writeback
         self._size = 0
         self._digests: list[bytes] = []
         self._fd: int | None = None
@@ -128,6 +130,7 @@ class ShardWriter:
         done = 0
         while done < len(block):
             done += os.pwrite(self._fd, block[done:], self._size + done)
+        self._writeback.start(self._fd, self._size, done)
 
 
 class PageReader:
