@@ -136,6 +136,32 @@ def test_writers_digests_are_taken_and_the_rest_is_computed(store: Store) -> Non
         assert [problem.path for problem in checkpoint.verify().problems] == ["shard"]
 
 
+def test_a_manifest_that_readers_would_refuse_is_not_published(store: Store) -> None:
+    """One of another id, and one with more files than a reader takes; the old checkpoint stays."""
+    publish(store, "abc", {"dump.log": b"old"})
+    for checkpoint_id, entries in (("other", 1), ("abc", 250_000)):
+        with Staging.create(store, "abc") as staging:
+            files = {f"images/{number}": FileEntry.of_bytes(b"") for number in range(entries)}
+            with pytest.raises(CaptureFailed) as caught:
+                staging.publish(make_manifest(checkpoint_id, files))
+        assert caught.value.reason is Reason.WRITE_FAILED
+    assert read_all(store, "abc") == {"dump.log": b"old"}
+
+
+def test_what_took_the_name_during_the_capture_stays(store: Store) -> None:
+    """A directory that somebody made meanwhile is not replaced, and the capture says why it failed."""
+    with Staging.create(store, "abc") as staging:
+        files = fill(staging, CONTENTS)
+        Path(store.path, "abc").mkdir()
+        Path(store.path, "abc", "precious").touch()
+        with pytest.raises(CaptureFailed) as caught:
+            staging.publish(make_manifest("abc", files))
+    assert caught.value.reason is Reason.ID_IN_USE_DIFFERENT
+    assert os.listdir(f"{store.path}/abc") == ["precious"]
+    assert os.listdir(f"{store.path}/.staging") == []
+    assert os.listdir(f"{store.path}/.generations/abc") == []
+
+
 def test_a_plain_directory_is_a_checkpoint_and_can_be_replaced(store: Store) -> None:
     """A checkpoint that a person copied in works, and goes to the trash when it is replaced."""
     publish(store, "abc", {"dump.log": b"old"})

@@ -31,7 +31,10 @@ MAX_VALUES: Final = 1_000_000
 MAX_INTEGER: Final = 2**63
 _MAX_DIGITS: Final = 20
 
-_OUTSIDE_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and a string that never ends is matched up to the end: otherwise each of its escaped quotes would be
+# tried as a beginning, which takes hours for a hostile megabyte.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET = re.compile(rb"[\[{\]}]")
 
 
 def parse(text: bytes, *, document: str) -> object:
@@ -63,12 +66,12 @@ def render(value: Mapping[str, object]) -> bytes:
 def _check_bounds(text: bytes) -> None:
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has {len(text)} bytes, more than {MAX_BYTES}")
-    values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    values = sum(text.count(mark) for mark in (b",", b"[", b"{", b"]", b"}"))
     if values > MAX_VALUES:
         raise ValueError(f"it has about {values} values, more than {MAX_VALUES}")
     depth = deepest = 0
-    for mark in re.findall(rb"[\[{\]}]", _OUTSIDE_STRINGS.sub(b"", text)):
-        depth += 1 if mark in b"[{" else -1
+    for mark in _BRACKET.finditer(_STRING.sub(b"", text)):
+        depth += 1 if mark[0] in b"[{" else -1
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise ValueError(f"it is nested {deepest} deep, more than {MAX_DEPTH}")

@@ -143,17 +143,12 @@ class Staging:
         further keys of the marker. Afterwards this object is closed.
 
         Raises:
-            CaptureFailed: ``NO_SPACE`` or ``WRITE_FAILED``; the old checkpoint, if there was one, is still in place.
+            CaptureFailed: ``NO_SPACE``, ``WRITE_FAILED``, or ``ID_IN_USE_DIFFERENT`` when something else took the name
+                meanwhile; the old checkpoint, if there was one, is still in place.
         """
-        marker = markers.Marker(
-            checkpoint_id=self.checkpoint_id,
-            checkpoint_path=location or f"{self._store.path}/{self.checkpoint_id}",
-            timestamp=manifest.created,
-            success=True,
-            manifest_sha256=manifests.manifest_digest(text := manifest.to_json()),
-            extra=extra or {},
-        )
+        path = f"{self._store.path}/{self.checkpoint_id}"
         try:
+            text, marker = self._describe(manifest, location or path, extra or {})
             self._seal(manifest, text, marker)
             generation = self._install()
             try:
@@ -164,7 +159,9 @@ class Staging:
         except (OSError, ValueError) as error:
             failure = error if isinstance(error, OSError) else OSError(str(error))
             raise write_failed(failure, f"checkpoint {self.checkpoint_id!r}") from error
-        path = f"{self._store.path}/{self.checkpoint_id}"
+        except Refused as error:
+            # The application has been frozen by now: "nothing was touched" would be wrong.
+            raise CaptureFailed(error.reason, error.message, cure=error.cure) from error
         published = Published(
             checkpoint_id=self.checkpoint_id, generation=generation, path=path, marker=marker, warnings=tuple(warnings)
         )
@@ -190,7 +187,12 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.discard()
+        if error is None:
+            self.discard()
+            return
+        # What went wrong first is what the user has to know; the next capture removes what is left.
+        with contextlib.suppress(OSError):
+            self.discard()
 
     def _scan(self) -> list[tree.Entry]:
         """Everything below; empty directories are removed on the way."""
@@ -204,6 +206,25 @@ class Staging:
     def _digest_one(self, path: str) -> FileEntry:
         with tree.opened_file(self.fd, path) as fd:
             return hash_file(fd)
+
+    def _describe(self, manifest: Manifest, location: str, extra: Mapping[str, object]) -> tuple[bytes, Marker]:
+        """Return the texts of the manifest and the marker; a reader would accept both."""
+        if manifest.checkpoint_id != self.checkpoint_id:
+            raise ValueError(f"the manifest is of {manifest.checkpoint_id!r}")
+        try:
+            text = manifest.to_json()
+        except Refused as error:
+            raise ValueError(error.message) from error
+        marker = markers.Marker(
+            checkpoint_id=self.checkpoint_id,
+            checkpoint_path=location,
+            timestamp=manifest.created,
+            success=True,
+            manifest_sha256=manifests.manifest_digest(text),
+            extra=extra,
+        )
+        markers.read_sealed_marker(marker.to_sealed_json())
+        return text, marker
 
     def _seal(self, manifest: Manifest, text: bytes, marker: Marker) -> None:
         """Write manifest and marker around files that are already flushed: the marker vouches for them."""
