@@ -136,6 +136,18 @@ def test_writers_digests_are_taken_and_the_rest_is_computed(store: Store) -> Non
         assert [problem.path for problem in checkpoint.verify().problems] == ["shard"]
 
 
+def test_a_large_file_is_digested_by_all_threads_and_right(store: Store) -> None:
+    """Small, bulk and large files in one checkpoint: verification, which cuts them differently, agrees."""
+    with Staging.create(store, "abc") as staging:
+        for name, size in (("empty", 0), ("small", 100), ("bulk", 9 << 20), ("large", (64 << 20) + 1)):
+            write_file(staging.fd, name, os.urandom(size))
+        files = staging.digest(workers=3)
+        staging.publish(make_manifest("abc", files))
+    assert [files[name].bulk is None for name in ("empty", "small", "bulk", "large")] == [True, True, False, False]
+    with open_checkpoint(store, "abc") as checkpoint:
+        checkpoint.verify(workers=2).require_ok("abc")
+
+
 def test_a_manifest_that_readers_would_refuse_is_not_published(store: Store) -> None:
     """One of another id, and one with more files than a reader takes; the old checkpoint stays."""
     publish(store, "abc", {"dump.log": b"old"})

@@ -10,8 +10,9 @@ from chrek.store.layout import Store
 from chrek.store.listing import Listed, Summary, list_checkpoints
 from chrek.store.opening import open_checkpoint
 from chrek.store.pins import pin, pinned_ids, unpin
+from chrek.store.publication import write_file
 from chrek.store.space import free_bytes, require_space, write_failed
-from chrek.store.staging import Published, Staging, write_file
+from chrek.store.staging import Published, Staging
 
 __all__ = [
     "Action",
