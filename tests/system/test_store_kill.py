@@ -262,3 +262,13 @@ def test_no_directory_is_ever_exchanged_and_every_change_goes_through_os(tmp_pat
     assert changing - {"rename", "renameat2"} <= names
     assert names & others == set()
     assert [name for name, _ in calls].count("mkdir") == 1  # the store itself, made by its opening
+
+
+def test_a_file_system_that_knows_no_exchange_and_a_filter_without_openat2_are_enough(tmp_path: Path) -> None:
+    """The whole life works where renameat2 is not valid, and where a seccomp filter knows no openat2."""
+    tests = Path(__file__).parents[1]
+    faults = ["-e", "inject=renameat2:error=EINVAL", "-e", "inject=openat2:error=EPERM"]
+    command = ["strace", "-f", "-o", "/dev/null", "-e", "trace=renameat2,openat2", *faults, sys.executable, "-I", "-c"]
+    subprocess.run([*command, _PROGRAM, str(tests), str(tmp_path / "store")], check=True, timeout=60)
+    with Store.open(tmp_path / "store") as store:
+        assert read_or_none(store, "abc") is not None
