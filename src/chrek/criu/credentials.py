@@ -37,6 +37,8 @@ _NAMES = re.compile(
 """Every image that CRIU writes for a tree that shares all its namespaces."""
 
 _SECCOMP_FILTER = 2
+_ENDED = {2, 6}
+"""Task states dead and zombie (``compel/include/uapi/task-state.h``)."""
 _SETGID, _SETUID = 6, 7
 _RLIM_INFINITY = (1 << 64) - 1
 
@@ -59,8 +61,9 @@ def read_tree(directory: int) -> Tree:
     entries = read_all(directory, "pstree.img", PstreeEntry)
     if not entries:
         raise Refused(Reason.CORRUPT, "images/pstree.img: it has no process.")
-    taken = sorted({number for e in entries for number in (e.pid, *e.threads)})
-    # A zombie's group and session are 0.
+    # Threads are taken from their core images: a zombie's entry in the tree names one that never was
+    # (CRIU 4.2.1 leaves that number uninitialised).
+    taken = sorted({e.pid for e in entries} | set(matching(directory, r"core-(\d+)\.img")))
     ids = [*taken, *(number for e in entries for number in (e.pgid, e.sid))]
     if taken[0] <= 0 or not all(0 <= number < 1 << 22 for number in ids):
         raise Refused(Reason.CORRUPT, "images/pstree.img: a process id is out of range.")
@@ -142,6 +145,8 @@ def check_credentials(directory: int, pid1: HostPid) -> set[int]:
     for number, name in matching(directory, r"core-(\d+)\.img").items():
         core = read_one(directory, name, Core)
         creds = core.thread.creds if core.thread else None
+        if creds is None and core.task is not None and core.task.state in _ENDED:
+            continue  # it will not run again
         if creds is None or core.thread is None:
             raise Refused(Reason.CORRUPT, f"images/{name}: it has no credentials.")
         _check_ids(number, creds, limit)

@@ -29,6 +29,7 @@ import chrek
 from chrek.artifact import FileEntry, Manifest, Memory, OpenFile, Provenance, timestamp
 from chrek.criu.bundle import Bundle
 from chrek.criu.process import Criu, CriuFailed, Settings
+from chrek.criu.sessions import adopt_leaderless_sessions
 from chrek.criu.sockets import close_foreign_connections
 from chrek.engine import facts, freeze, streams
 from chrek.engine.container import Container, ns_pid
@@ -225,6 +226,9 @@ def _finish(
         closed = close_foreign_connections(images)
         if closed:
             frozen.warnings.append(f"{closed} TCP connections to outside will be closed in the restored application")
+        leaders = adopt_leaderless_sessions(images)
+        if leaders:
+            frozen.warnings.append(f"processes {leaders} lead a session of their own once restored: theirs has no leader")
         limits = progress.limits("digest", request.workers)
         folders = Folders(folder, folder)
         if frozen.memory is not None:

@@ -341,6 +341,9 @@ def _fill(request: Request, work: _Work, helper: HostPid, progress: Progress) ->
     """Put the memory back into the tree, which waits in CRIU's own code; return the bytes."""
     # The helper's child is CRIU, and CRIU's child the root.
     host_pids = procfs.in_namespace(procfs.tree(helper))
+    if not set(work.index.pids) <= set(host_pids):
+        # A daemon whose session leader is gone is not below the root yet.
+        host_pids = procfs.in_namespace(procfs.members("pid", request.pid1))
     filled = fill(
         work.index,
         work.folders,
@@ -359,11 +362,8 @@ def await_pids(container: Container, tree: Tree) -> None:
     """
     deadline = time.monotonic() + PID_WAIT
     needed = set(tree.pids)
-    namespace = procfs.namespace(container.pid1, "pid")
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or procfs.namespace(int(name), "pid") != namespace:
-            continue
-        state = procfs.status(int(name))
+    for pid in procfs.members("pid", container.pid1):
+        state = procfs.status(pid)
         if state is None or state.ns_pid not in needed:
             continue
         if not _ends(state.pid, deadline):

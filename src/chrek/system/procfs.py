@@ -157,6 +157,13 @@ def namespace(pid: int, name: str) -> str | None:
         return None
 
 
+def members(name: str, pid: HostPid) -> list[HostPid]:
+    """Return all processes that are in the same namespace of that kind as *pid*."""
+    wanted = namespace(pid, name)
+    found = [HostPid(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [other for other in found if wanted is not None and namespace(other, name) == wanted]
+
+
 @dataclass(frozen=True)
 class Descriptor:
     """One open file of a process: its number, the link's text, and fdinfo's ``flags`` and ``mnt_id``."""

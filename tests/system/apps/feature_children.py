@@ -42,7 +42,10 @@ def check(state):
     assert parent(parent(parent(deepest))) == me
     assert parent(daemon) == me, "orphans come to the application"
     assert os.waitpid(zombie, 0) == (zombie, 7 << 8)
-    assert open("/proc/%d/stat" % stopped).read().rpartition(")")[2].split()[0] == "T"
+    deadline = time.monotonic() + 5  # this process may run before that one is stopped again
+    while open("/proc/%d/stat" % stopped).read().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     os.kill(stopped, signal.SIGKILL)
     assert os.waitpid(stopped, 0)[1] == signal.SIGKILL
     for pid in (deepest, daemon):
