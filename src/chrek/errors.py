@@ -101,6 +101,14 @@ class Reason(Enum):
         "The Kubernetes API refused a request or did not answer.",
         "Look at the status in the message: 401 and 403 are the chart's RBAC, anything else the API server.",
     )
+    NO_READINESS_PROBE = (
+        "The container to be checkpointed has no readiness probe.",
+        "Add one that reads the ready file: without it the pod is Ready, and would be captured, half loaded.",
+    )
+    CONTAINER_UNCLEAR = (
+        "The pod does not say which of its containers is meant.",
+        "Name it in the annotation nvidia.com/checkpoint-container.",
+    )
     LEASE_LOST = (
         "Another node took over writing this checkpoint.",
         "Nothing to do: the other node's capture goes on.",
