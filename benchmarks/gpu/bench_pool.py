@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-from chrek.workload.pool import Options, TensorPool, layout, transfer
+from chrek.workload.pool import Options, TensorPool
 from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import Digester
 
@@ -195,10 +195,10 @@ def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict
     for one in tries:
         options = dict(one)
         target = Path(options.pop("directory", directory))
-        block = options.pop("block", 8) * MIB
         cold = options.pop("cold", False)
         keep = options.pop("keep", False)
-        layout.BLOCK = transfer.BLOCK = block
+        if "chunk" in options:
+            options["chunk"] = int(options["chunk"] * MIB)
         pool.options = Options(**options)
         if not keep:
             subprocess.run(["rm", "-rf", str(target / "blobs"), str(target / "weights.json")], check=True)
@@ -258,14 +258,18 @@ def main() -> None:
         mapped_files(cuda, arguments.directory)
         digests(torch, cuda)
     if arguments.tune:
-        tries: list[dict[str, Any]] = [{"threads": threads, "keep": True} for threads in (2, 4, 8, 12, 16)]
-        tries += [{"threads": 8, "block": 4, "keep": True, "mapped": False}, {"keep": True, "mapped": False}]
+        tries: list[dict[str, Any]] = [
+            {"threads": threads, "chunk": chunk, "keep": True} for threads in (8, 12, 16) for chunk in (0.5, 1, 2, 4, 8)
+        ]
+        tries += [{"threads": 16, "chunk": 2, "pinners": pinners, "keep": True} for pinners in (1, 2, 3, 16)]
+        tries += [{"threads": 12, "chunk": chunk, "slots": 3, "keep": True} for chunk in (1, 2)]
+        tries += [{"threads": threads, "chunk": chunk} for threads in (8, 16) for chunk in (1, 2, 4)]
         round_trips(torch, arguments.tune, arguments.directory, [{}, *tries])
     if arguments.disk:
         os.makedirs(arguments.disk, exist_ok=True)
         place = {"directory": arguments.disk, "keep": True}
-        ways: list[dict[str, Any]] = [{"mapped": False}, {"mapped": True}, {"threads": 8}, {"cold": True}]
-        ways += [{"direct": "off", "cold": True, "mapped": False}]
+        ways: list[dict[str, Any]] = [{}, {}, {"pinners": 2}, {"pinners": 16}, {"threads": 8}, {"cold": True}]
+        ways += [{"direct": "off", "cold": True}]
         round_trips(torch, 4, arguments.disk, [{**place, **way} for way in ways])
         subprocess.run(["rm", "-rf", arguments.disk], check=True)
     for size in filter(None, arguments.sizes.split(",")):

@@ -16,6 +16,7 @@ import pytest
 from chrek.cuda import abi
 from chrek.cuda.abi import Code, ProcessState
 from chrek.cuda.driver import Driver, GpuUuid
+from chrek.cuda.inventory import Nvml
 from chrek.cuda.sequence import Deadlines, GpuState
 from chrek.errors import CaptureFailed, Reason
 from chrek.system.ids import HostPid
@@ -176,3 +177,53 @@ def test_leftovers_of_a_killed_agent(driver: Driver, start: Start, step: str) ->
     assert driver.state(HostPid(process.pid))[1] != ProcessState.RUNNING
     assert GpuState(driver).drive_back([HostPid(process.pid)]) == ()
     assert harness.ask(process) == before
+
+
+def test_the_inventory(start: Start) -> None:
+    """NVML names every GPU with its device node, and a process with what it has there."""
+    process = start("plain")
+    found = Nvml().read()
+    assert found.driver.count(".") >= 1
+    for gpu in found.gpus:
+        assert Path(f"/dev/nvidia{gpu.minor}").exists()
+        assert 0 < (gpu.free or 0) <= gpu.memory
+    assert not found.mig
+    sys.stderr.write(f"{found}\n")
+    (use,) = found.of([HostPid(process.pid)])
+    assert use.gpu == found.gpus[0].uuid
+    minors = {int(t.removeprefix("/dev/nvidia")) for t in nvidia_descriptors(process.pid) if t[11:].isdigit()}
+    assert [gpu.uuid for gpu in found.gpus_of(minors, [HostPid(process.pid)])] == [g.uuid for g in found.gpus]
+
+
+def swapped() -> dict[GpuUuid, GpuUuid]:
+    """A map that swaps the two GPUs of this machine; a skip on others."""
+    uuids = [gpu.uuid for gpu in Nvml().read().gpus]
+    if len(uuids) != 2:
+        pytest.skip("needs two GPUs")
+    return {uuids[0]: uuids[1], uuids[1]: uuids[0]}
+
+
+@pytest.mark.parametrize("case", ["plain", "two"])
+def test_on_the_other_gpu(driver: Driver, start: Start, case: str) -> None:
+    """With a map of both GPUs a process comes back with its GPUs swapped, and computes what it computed."""
+    gpu_map = swapped()
+    process = start(case)
+    pid = HostPid(process.pid)
+    before, where = harness.ask(process), {use.gpu for use in Nvml().read().of([pid])}
+    state = GpuState(driver)
+    state.capture([pid])
+    sys.stderr.write(f"{state.restore([pid], gpu_map)}\n")
+    assert harness.ask(process) == before
+    assert {use.gpu for use in Nvml().read().of([pid])} == {gpu_map[gpu] for gpu in where}
+
+
+def test_nccl_with_its_transports_off(driver: Driver, start: Start) -> None:
+    """Two ranks that NCCL connects through the network come back and reduce again."""
+    swapped()
+    process = start("NCCL_P2P_DISABLE=1,NCCL_SHM_DISABLE=1,NCCL_NVLS_ENABLE=0,nccl")
+    assert harness.ask(process) == str(3.0 * (1 << 20))
+    state = GpuState(driver)
+    held = state.capture(harness.tree(process.pid))
+    assert len(held.pids) == 2
+    state.resume(held)
+    assert harness.ask(process) == str(3.0 * (1 << 20))

@@ -215,18 +215,28 @@ def nccl() -> Answer:
     import torch
     import torch.distributed as dist
 
+    other: subprocess.Popen[bytes] | None = None
     if "RANK" not in os.environ:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE="2", USE_LIBUV="0")
-        command = [sys.executable, __file__, "nccl"]
-        subprocess.Popen(command, env={**os.environ, "RANK": "1"}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        command, environment = [sys.executable, __file__, "nccl"], {**os.environ, "RANK": "1"}
+        other = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         os.environ["RANK"] = "0"
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl")
-    x = torch.full((1 << 20,), float(rank + 1), device="cuda")
+
+    def answer() -> object:
+        if other is not None and other.stdin is not None:
+            other.stdin.write(b"\n")
+            other.stdin.flush()
+        x = torch.full((1 << 20,), float(rank + 1), device="cuda")
+        dist.all_reduce(x)
+        return x.sum().item()
+
+    x = torch.ones(1, device="cuda")
     dist.all_reduce(x)
     torch.cuda.synchronize()
-    return lambda: x.sum().item()
+    return answer
 
 
 def free_port() -> int:

@@ -48,7 +48,7 @@ def make_pool(
     standin: cudastandin.StandIn, *, contents: bool = True, direct: str = "auto", mapped: bool = True
 ) -> TensorPool:
     """A pool over the stand-in; three threads, so that they have to share."""
-    options = Options(threads=3, direct=direct, mapped=mapped)
+    options = Options(threads=3, direct=direct, pinners=3 * mapped, chunk=MIB)
     return TensorPool(contents=contents, library=str(standin.library), options=options)
 
 

@@ -10,6 +10,7 @@ steer CUDA and NCCL, of descriptors those that are devices, sockets or shared me
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -19,6 +20,10 @@ from dataclasses import dataclass, field
 from chrek.system.ids import HostPid
 
 VARIABLES = ("CUDA_VISIBLE", "CUDA_MPS", "NCCL_", "NVIDIA_VISIBLE", "TORCH_SYMM", "NVSHMEM_")
+KCMP = {"x86_64": 312, "aarch64": 272}
+"""Number of kcmp(2), for which the C library has no function."""
+KCMP_FILE = 0
+_libc = ctypes.CDLL(None, use_errno=True)
 KEPT = re.compile(r"/dev/|/memfd:|socket:|anon_inode:|\(deleted\)|nvidia|cuda|nccl|torch", re.IGNORECASE)
 
 
@@ -42,6 +47,8 @@ class Evidence:
     descriptors: Mapping[int, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     threads: tuple[str, ...] = ()
+    inherited: tuple[int, ...] = ()
+    """Descriptors of GPU devices that are the same open files as the parent's: inherited by fork."""
     driver_state: str = "unknown"
     """What the driver said of the process: a state's name, ``none`` without CUDA, or ``unknown``."""
 
@@ -50,6 +57,7 @@ class Evidence:
         lines = [f"process {self.pid} parent {self.parent} driver {self.driver_state}"]
         lines += [f"map {m.start:x}-{m.end:x} {m.permissions} {m.path}" for m in self.maps]
         lines += [f"fd {number} {target}" for number, target in sorted(self.descriptors.items())]
+        lines += [f"inherited {number}" for number in self.inherited]
         lines += [f"env {name}={value}" for name, value in sorted(self.environment.items())]
         lines += [f"thread {name}" for name in self.threads]
         return "\n".join(lines) + "\n"
@@ -63,7 +71,7 @@ def parse(text: str) -> tuple[Evidence, ...]:
         if not line or kind.startswith("#"):
             continue
         if kind == "process":
-            found.append({"process": [rest], "map": [], "fd": [], "env": [], "thread": []})
+            found.append({"process": [rest], "map": [], "fd": [], "inherited": [], "env": [], "thread": []})
         else:
             found[-1][kind].append(rest)
     return tuple(_parse_one(one) for one in found)
@@ -78,6 +86,7 @@ def _parse_one(one: dict[str, list[str]]) -> Evidence:
         {int(number): target for number, target in (line.split(" ", 1) for line in one["fd"])},
         dict(line.split("=", 1) for line in one["env"]),
         tuple(one["thread"]),
+        tuple(int(number) for number in one["inherited"]),
         state,
     )
 
@@ -93,15 +102,35 @@ def read(pid: HostPid, *, driver_state: str = "unknown") -> Evidence:
     base = f"/proc/{pid}"
     with open(f"{base}/stat", "rb") as file:
         parent = int(file.read().rpartition(b")")[2].split()[1])
+    descriptors = {number: target for number, target in _read_descriptors(base) if KEPT.search(target)}
     return Evidence(
         pid,
         HostPid(parent),
         tuple(_shorten(_read_maps(base))),
-        {number: target for number, target in _read_descriptors(base) if KEPT.search(target)},
+        descriptors,
         dict(_read_environment(base)),
         tuple(sorted(_read_threads(base))),
+        tuple(_read_inherited(pid, parent, descriptors)),
         driver_state,
     )
+
+
+def is_gpu_device(target: str) -> bool:
+    """Whether a descriptor's target is one of the driver's devices."""
+    return target.startswith("/dev/nvidia")
+
+
+def _read_inherited(pid: int, parent: int, descriptors: Mapping[int, str]) -> Iterator[int]:
+    """Fork keeps numbers, so only the same number can be the same open file (kcmp(2), Linux 3.5)."""
+    for number, target in sorted(descriptors.items()):
+        if is_gpu_device(target) and same_file(pid, number, parent, number):
+            yield number
+
+
+def same_file(pid: int, number: int, other: int, other_number: int) -> bool:
+    """Whether two descriptors are one open file; False also where that may not be asked."""
+    call = KCMP.get(os.uname().machine)
+    return call is not None and _libc.syscall(call, pid, other, KCMP_FILE, number, other_number) == 0
 
 
 def _read_maps(base: str) -> Iterator[MapLine]:

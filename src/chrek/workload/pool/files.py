@@ -29,21 +29,21 @@ DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
 @dataclass
 class Output:
-    """A blob's file that is being written; it gets its name with the last block."""
+    """A blob's file that is being written; it gets its name with the last byte."""
 
     directory: str
     blob: Blob
     fd: int
     temporary: str
     missing: int
-    """Blocks that are still to be written."""
+    """Bytes that are still to be written."""
 
     def write(self, view: memoryview, offset: int) -> None:
-        """Write one block; raises `OSError`."""
+        """Write one piece; raises `OSError`."""
         done = 0
         while done < len(view):
             done += os.pwrite(self.fd, view[done:], offset + done)
-        self.missing -= 1
+        self.missing -= len(view)
         if self.missing == 0:
             os.close(self.fd)
             self.fd = -1
@@ -63,7 +63,7 @@ def create(directory: str, blob: Blob, number: int, direct: str) -> Output:
     temporary = os.path.join(directory, f".writing-{os.getpid()}-{number}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(temporary, flags | (DIRECT if direct == ON else 0), 0o600)
-    return Output(directory, blob, fd, temporary, sum(not block.zero for block in blob.blocks))
+    return Output(directory, blob, fd, temporary, blob.size)
 
 
 def open_blob(path: str, direct: str) -> int:

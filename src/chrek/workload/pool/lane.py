@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Final
 
 from chrek.workload.pool.cuda import NO_TIMING, NON_BLOCKING, PORTABLE, READ_ONLY
 from chrek.workload.pool.errors import CudaError
-from chrek.workload.pool.layout import BLOCK, Block
 
 if TYPE_CHECKING:
     from chrek.workload.pool.cuda import Cuda
+    from chrek.workload.pool.layout import Piece
 
-SLOTS: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -33,9 +32,12 @@ _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class Lane:
-    """One thread's stream and pinned buffer of two blocks, to be used in the device's context."""
+    """One thread's stream and pinned buffer of some slots, to be used in the device's context."""
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, number: int, slots: int, chunk: int) -> None:
+        self.number = number
+        self.slots = slots
+        self.chunk = chunk
         self._cuda = cuda
         self.stream = cuda.handle("cuStreamCreate", NON_BLOCKING)
         self._events: list[int] = []
@@ -45,37 +47,37 @@ class Lane:
         self._turn = 0
 
     def _make(self) -> None:
-        memory = mmap.mmap(-1, SLOTS * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, self.slots * self.chunk, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):  # no huge pages on this kernel
             memory.madvise(mmap.MADV_HUGEPAGE)
         first = ctypes.c_char.from_buffer(memory)
         address = ctypes.addressof(first)
         del first  # or the mapping could not be closed
-        self._cuda.call("cuMemHostRegister_v2", address, SLOTS * BLOCK, PORTABLE)
+        self._cuda.call("cuMemHostRegister_v2", address, self.slots * self.chunk, PORTABLE)
         self._memory, self.address, self._whole = memory, address, memoryview(memory)
-        self._events = [self._cuda.handle("cuEventCreate", NO_TIMING) for _ in range(SLOTS)]
+        self._events = [self._cuda.handle("cuEventCreate", NO_TIMING) for _ in range(self.slots)]
 
     def next(self) -> int:
         """The slot whose turn it is; its last copy may still be under way."""
         if self._memory is None:
             self._make()
-        self._turn = (self._turn + 1) % SLOTS
+        self._turn = (self._turn + 1) % self.slots
         return self._turn
 
     def view(self, slot: int, size: int) -> memoryview:
         """The first `size` bytes of a slot."""
-        return self._whole[slot * BLOCK : slot * BLOCK + size]
+        return self._whole[slot * self.chunk : slot * self.chunk + size]
 
-    def out(self, slot: int, block: Block) -> None:
+    def out(self, slot: int, piece: Piece) -> None:
         """Start a copy from the GPU into a slot."""
-        where = self.address + slot * BLOCK
-        self._cuda.call("cuMemcpyDtoHAsync_v2", where, block.address, block.size, self.stream)
+        where = self.address + slot * self.chunk
+        self._cuda.call("cuMemcpyDtoHAsync_v2", where, piece.address, piece.size, self.stream)
         self._cuda.call("cuEventRecord", self._events[slot], self.stream)
 
-    def into(self, slot: int, block: Block) -> None:
+    def into(self, slot: int, piece: Piece) -> None:
         """Start a copy from a slot to the GPU."""
-        where = self.address + slot * BLOCK
-        self._cuda.call("cuMemcpyHtoDAsync_v2", block.address, where, block.size, self.stream)
+        where = self.address + slot * self.chunk
+        self._cuda.call("cuMemcpyHtoDAsync_v2", piece.address, where, piece.size, self.stream)
         self._cuda.call("cuEventRecord", self._events[slot], self.stream)
 
     def wait(self, slot: int) -> None:
@@ -120,10 +122,6 @@ class Window:
         except CudaError:
             _libc.munmap(self.address, size)
             raise
-
-    def view(self, offset: int, size: int) -> memoryview:
-        """Bytes of the file; reading past its end is a bus error, so only whole files are looked at."""
-        return memoryview((ctypes.c_ubyte * size).from_address(self.address + offset))
 
     def record(self, stream: int) -> None:
         """Remember the copies started so far as those that read from here."""

@@ -1,8 +1,8 @@
 """Which bytes of GPU memory are in which file, and the index that says so.
 
-Memory is cut into blocks of 8 MiB (one copy over the link, one digest) and blocks into blobs of up to
-64 MiB (one file). A blob's name is made from its blocks' digests: equal contents have equal names, so
-the same weights in two checkpoints are one file, and a blob that is already there need not be written.
+Memory is cut into blobs of up to 64 MiB (one file) of blocks of 8 MiB (one digest). A blob's name is
+made from its blocks' digests: equal contents have equal names, so the same weights in two checkpoints
+are one file, and a blob that is already there need not be written.
 Many files and not one: writers to one file wait for its inode lock (one file 1.5 GB/s from 16 threads,
 16 files 10 to 16 GB/s on tmpfs). A blob never crosses regions, so that its contents do not depend on
 what lies beside them. Blocks of zeros are in no file.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 1
 BLOCK: Final = 8 << 20
-"""Bytes of a copy: the link is at its limit from about 2 MiB on; larger blocks cost pinned memory."""
+"""Bytes of a digest: 60 GB are 7500 blocks, an index of 0.3 MB, and 20 ms of Python."""
 BLOB: Final = 64 << 20
 BLOBS: Final = "blobs"
 
@@ -46,6 +46,17 @@ class Block:
     zero: bool = False
 
 
+class Piece(NamedTuple):
+    """Bytes of a block that cross the link together; `offset` is where they are in the blob's file."""
+
+    block: Block
+    address: int
+    size: int
+    offset: int
+    last: bool
+    """Whether the block ends here."""
+
+
 @dataclass
 class Blob:
     """The blocks of one file, in order; blocks of zeros take no room in it."""
@@ -58,13 +69,16 @@ class Blob:
         """Bytes of the file."""
         return sum(block.size for block in self.blocks if not block.zero)
 
-    def stored(self) -> Iterator[tuple[Block, int]]:
-        """The blocks in the file, each with its offset there."""
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """What is in the file, in order, in pieces of at most `size` bytes that never cross blocks."""
         offset = 0
         for block in self.blocks:
-            if not block.zero:
-                yield block, offset
-                offset += block.size
+            if block.zero:
+                continue
+            for start in range(0, block.size, size):
+                length = min(size, block.size - start)
+                yield Piece(block, block.address + start, length, offset + start, start + length == block.size)
+            offset += block.size
 
     @property
     def name(self) -> str:

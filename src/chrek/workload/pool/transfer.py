@@ -1,13 +1,8 @@
 """Moving regions of GPU memory to files and back, at the speed of the link.
 
-Threads, each with a stream and a pinned buffer of two blocks: while one block crosses the link the
-other is written or read. The copies need no Python between them (every call of the loop lets go of
-Python's lock), so threads are enough: 16 of them with blocks of 8 MiB need a sixth of a core for
-Python itself at 25 GB/s.
-
-The pinned buffers are ordinary private memory that is registered with the driver and not memory from
-``cuMemHostAlloc``: that is shared memory, which CRIU moves on one thread. They are gone when a
-transfer ends, so a checkpoint never holds them.
+Threads, each with a stream and a small pinned buffer (`chrek.workload.pool.lane`): while one piece
+crosses the link the next is read or written. Every call of the loop lets go of Python's lock, so
+threads are enough.
 
 Nothing is freed here: if a transfer fails, the caller's memory is what it was (`save`), or undefined
 and the caller drops it (`load`).
@@ -21,29 +16,33 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from chrek.workload.pool import files
 from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import LANES, SHA256, digester
 from chrek.workload.pool.errors import CudaError, PoolCorrupt, PoolError
-from chrek.workload.pool.lane import SLOTS, Lane, Window
-from chrek.workload.pool.layout import BLOBS, Blob, Block, Index, Region, from_json, plan
+from chrek.workload.pool.lane import Lane, Window
+from chrek.workload.pool.layout import BLOBS, BLOCK, Blob, Block, Index, Piece, Region, from_json, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-THREADS: Final = 16
-
 
 @dataclass(frozen=True)
 class Options:
-    """How to move: threads for all devices together, and whether to go around the page cache."""
+    """How to move bytes; the defaults are what was quickest on an H100 with 16 cores.
 
-    threads: int = THREADS
+    `threads` serve all devices together. Each has a pinned buffer of `slots` times `chunk` bytes. `direct`
+    says whether to go around the page cache (`files.AUTO`, `files.ON`, `files.OFF`). `pinners` of the
+    threads read files by pinning their pages instead of copying them.
+    """
+
+    threads: int = 16
+    slots: int = 2
+    chunk: int = 4 << 20
     direct: str = files.AUTO
-    mapped: bool = True
-    """Read files that are in the page cache by pinning their pages, without a copy on the processor."""
+    pinners: int = 0
 
 
 @dataclass
@@ -99,7 +98,8 @@ def _in_threads(cuda: Cuda, blobs: Sequence[Blob], options: Options, work: Calla
         jobs = _Jobs(mine)
         queues.append(jobs)
         for number in range(min(len(mine), max(1, options.threads // len(devices)))):
-            arguments = (cuda, device, jobs, work)
+            lane = (number, options.slots, options.chunk)
+            arguments = (cuda, device, jobs, work, lane)
             threads.append(threading.Thread(target=_thread, args=arguments, name=f"chrek-pool-{device}-{number}"))
     for thread in threads:
         thread.start()
@@ -110,9 +110,11 @@ def _in_threads(cuda: Cuda, blobs: Sequence[Blob], options: Options, work: Calla
             raise jobs.error
 
 
-def _thread(cuda: Cuda, device: int, jobs: _Jobs, work: Callable[[Lane, _Jobs], None]) -> None:
+def _thread(
+    cuda: Cuda, device: int, jobs: _Jobs, work: Callable[[Lane, _Jobs], None], shape: tuple[int, int, int]
+) -> None:
     try:
-        with Primary(cuda, device), contextlib.closing(Lane(cuda)) as lane:
+        with Primary(cuda, device), contextlib.closing(Lane(cuda, *shape)) as lane:
             work(lane, jobs)
     except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
         jobs.fail(error)
@@ -185,33 +187,40 @@ class _Writer:
         self._direct = options.direct
 
     def __call__(self, lane: Lane, jobs: _Jobs) -> None:
-        waiting: list[tuple[files.Output, Block, int] | None] = [None] * SLOTS
+        waiting: list[tuple[files.Output, Piece] | None] = [None] * lane.slots
         outputs: list[files.Output] = []
+        digest = hashlib.sha256()
         try:
             for number, blob in jobs:
                 output = files.create(self._directory, blob, number + blob.device * 1_000_000, self._direct)
                 outputs.append(output)
-                for block, offset in blob.stored():
+                for piece in blob.pieces(lane.chunk):
                     slot = lane.next()
-                    self._finish(lane, slot, waiting)
-                    lane.out(slot, block)
-                    waiting[slot] = (output, block, offset)
-            for _ in range(SLOTS):
-                self._finish(lane, lane.next(), waiting)
+                    digest = self._finish(lane, slot, waiting, digest)
+                    lane.out(slot, piece)
+                    waiting[slot] = (output, piece)
+            for _ in range(lane.slots):
+                digest = self._finish(lane, lane.next(), waiting, digest)
         finally:
             for output in outputs:
                 output.abandon()
 
-    def _finish(self, lane: Lane, slot: int, waiting: list[tuple[files.Output, Block, int] | None]) -> None:
+    def _finish(
+        self, lane: Lane, slot: int, waiting: list[tuple[files.Output, Piece] | None], digest: hashlib._Hash
+    ) -> hashlib._Hash:
+        """Write the piece that a slot holds; the digest of its block so far."""
         if (job := waiting[slot]) is None:
-            return
+            return digest
         waiting[slot] = None
-        output, block, offset = job
+        output, piece = job
         lane.wait(slot)
-        with lane.view(slot, block.size) as view:
+        with lane.view(slot, piece.size) as view:
             if self._hash:
-                block.digest = hashlib.sha256(view).digest()
-            output.write(view, offset)
+                digest.update(view)
+                if piece.last:
+                    piece.block.digest, digest = digest.digest(), hashlib.sha256()
+            output.write(view, piece.offset)
+        return digest
 
 
 def _write_index(directory: str, index: Index) -> None:
@@ -261,10 +270,11 @@ class _Reader:
         self._directory = directory
         self._hash = digest == SHA256
         self._options = options
-        self._mapped = options.mapped and options.direct != files.ON
+        self._can_pin = not self._hash and options.direct != files.ON
 
     def __call__(self, lane: Lane, jobs: _Jobs) -> None:
         windows: list[Window] = []
+        pins = lane.number < self._options.pinners
         try:
             for _, blob in jobs:
                 for block in blob.blocks:
@@ -273,7 +283,7 @@ class _Reader:
                 if not blob.size:
                     continue
                 path = os.path.join(self._directory, blob.name)
-                if not (self._mapped and files.cached(path) and self._pinned(lane, blob, path, windows)):
+                if not (pins and self._can_pin and files.cached(path) and self._pinned(lane, blob, path, windows)):
                     self._buffered(lane, blob, path)
         finally:
             while windows:
@@ -284,37 +294,36 @@ class _Reader:
         try:
             window = Window(self._cuda, path, blob.size)
         except CudaError:
-            self._mapped = False  # nor can those of the next file
+            self._can_pin = False  # nor can those of the next file
             return False
         windows.append(window)
-        for block, offset in blob.stored():
-            if self._hash:
-                self._compare(window.view(offset, block.size), path, offset, block)
-            self._cuda.call("cuMemcpyHtoDAsync_v2", block.address, window.address + offset, block.size, lane.stream)
+        for piece in blob.pieces(BLOCK):
+            where = window.address + piece.offset
+            self._cuda.call("cuMemcpyHtoDAsync_v2", piece.address, where, piece.size, lane.stream)
         window.record(lane.stream)
-        if len(windows) > SLOTS:
+        if len(windows) > lane.slots:
             windows.pop(0).close()
         return True
 
     def _buffered(self, lane: Lane, blob: Blob, path: str) -> None:
         """Copy a blob through the pinned buffer."""
         fd = files.open_blob(path, self._options.direct)
+        digest = hashlib.sha256()
         try:
-            for block, offset in blob.stored():
+            for piece in blob.pieces(lane.chunk):
                 slot = lane.next()
                 lane.wait(slot)
-                with lane.view(slot, block.size) as view:
-                    files.read(fd, view, offset, path)
+                with lane.view(slot, piece.size) as view:
+                    files.read(fd, view, piece.offset, path)
                     if self._hash:
-                        self._compare(view, path, offset, block)
-                lane.into(slot, block)
+                        digest.update(view)
+                lane.into(slot, piece)
+                if self._hash and piece.last:
+                    if digest.digest() != piece.block.digest:
+                        raise _corrupt(path, piece.offset, piece.block)
+                    digest = hashlib.sha256()
         finally:
             os.close(fd)
-
-    @staticmethod
-    def _compare(view: memoryview, path: str, offset: int, block: Block) -> None:
-        if hashlib.sha256(view).digest() != block.digest:
-            raise _corrupt(path, offset, block)
 
 
 def _check(cuda: Cuda, index: Index) -> None:
