@@ -1,0 +1,107 @@
+"""A pod as ChReK sees it, and the one thing it writes on pods: annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chrek.kube.api import TIMEOUT, Api, calling
+
+
+@dataclass(frozen=True)
+class PodContainer:
+    """A container of a pod, from its spec and its status.
+
+    Attributes:
+        variables: names in its `env` with their literal value, or None where it comes from elsewhere.
+        id: the running container's id with its scheme, empty before it was first created.
+        sidecar: a native sidecar, that is an init container that is restarted always.
+    """
+
+    name: str
+    image: str
+    variables: Mapping[str, str | None]
+    readiness_probe: bool
+    sidecar: bool
+    id: str
+    running: bool
+    restarts: int
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod at one resource version."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: str
+    node: str
+    service_account: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    phase: str
+    ready: bool
+    deleting: bool
+    containers: tuple[PodContainer, ...]
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def container(self, name: str) -> PodContainer | None:
+        """Return the container of that name."""
+        return next((each for each in self.containers if each.name == name), None)
+
+
+def from_model(model: Any) -> Pod:  # noqa: ANN401 - the client's V1Pod
+    """Read the client's model."""
+    metadata, spec, status = model.metadata, model.spec, model.status
+    statuses = {
+        each.name: each for each in [*(status.container_statuses or []), *(status.init_container_statuses or [])]
+    }
+    sidecars = [each for each in spec.init_containers or [] if each.restart_policy == "Always"]
+    return Pod(
+        namespace=metadata.namespace,
+        name=metadata.name,
+        uid=metadata.uid,
+        version=metadata.resource_version,
+        node=spec.node_name or "",
+        service_account=spec.service_account_name or "default",
+        labels=dict(metadata.labels or {}),
+        annotations=dict(metadata.annotations or {}),
+        phase=status.phase or "Unknown",
+        ready=any(each.type == "Ready" and each.status == "True" for each in status.conditions or []),
+        deleting=metadata.deletion_timestamp is not None,
+        containers=(
+            *(_container(each, statuses.get(each.name), sidecar=False) for each in spec.containers),
+            *(_container(each, statuses.get(each.name), sidecar=True) for each in sidecars),
+        ),
+    )
+
+
+def _container(spec: Any, status: Any, *, sidecar: bool) -> PodContainer:  # noqa: ANN401 - the client's models
+    running = status is not None and status.state is not None and status.state.running is not None
+    return PodContainer(
+        name=spec.name,
+        image=spec.image or "",
+        variables={each.name: None if each.value_from else (each.value or "") for each in spec.env or []},
+        readiness_probe=spec.readiness_probe is not None,
+        sidecar=sidecar,
+        id=(status.container_id if status else None) or "",
+        running=running,
+        restarts=status.restart_count if status else 0,
+    )
+
+
+def annotate(api: Api, pod: Pod, annotations: Mapping[str, str | None]) -> None:
+    """Set annotations of a pod; None removes one.
+
+    The pod's uid goes with the patch, so that a successor of the same name is never written on.
+
+    Raises:
+        ApiFailed: status 404 or 409 when the pod is gone or was replaced.
+    """
+    patch = {"metadata": {"uid": pod.uid, "annotations": dict(annotations)}}
+    with calling(f"annotate pod {pod}"):
+        api.core.patch_namespaced_pod(pod.name, pod.namespace, patch, _request_timeout=TIMEOUT)
