@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -194,7 +197,8 @@ def test_io_uring_is_blocked_in_the_application_only(wish: str, before: str, fil
 
 TERMINAL = r"""
 import fcntl, os, signal
-print("leader", os.getsid(0) == os.getpid(), "tty", fcntl.ioctl(0, 0x5429, bytes(4)) == os.getpid().to_bytes(4, "little"))
+session = int.from_bytes(fcntl.ioctl(0, 0x5429, bytes(4)), "little")
+print("leader", os.getsid(0) == os.getpid(), "tty", session == os.getpid())
 print("foreground", os.tcgetpgrp(0) == os.getpgid(0), flush=True)
 signal.signal(signal.SIGWINCH, lambda *_: print("resized", flush=True))
 signal.signal(signal.SIGHUP, lambda *_: print("hung up", flush=True))
@@ -218,7 +222,7 @@ def test_a_controlling_terminal_is_handed_on() -> None:
         assert "foreground True" in text
         os.write(main, b"\x03")
         assert "interrupted" in _until(main, "interrupted")
-        os.system(f"stty -F /proc/{os.getpid()}/fd/{main} rows 40 cols 100")
+        fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
         assert "hung up" not in _until(main, "resized")
         init.kill(signal.SIGHUP)
         assert "hung up" in _until(main, "hung up")
