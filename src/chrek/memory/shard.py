@@ -22,8 +22,12 @@ from chrek.memory.index import INDEX_NAME, Block, FileKind, Index, PageFile, Run
 from chrek.memory.task import Buffer
 from chrek.memory.writeback import Writeback
 
-MAX_INDEX: Final = 1 << 30
-"""Most bytes an index may have; one for 1 TB in 4 MiB blocks without holes has 14 MB."""
+MAX_INDEX: Final = 256 << 20
+"""Most bytes an index may have; one for 1 TB of memory without holes has 30 MB."""
+
+_READ_AHEAD: Final = 128 << 10
+"""The kernel cuts one request to the device's read_ahead_kb or its best size (mm/readahead.c, force_page_cache_ra);
+128 KiB is the default of the former. 256 MB asked for in such pieces: 0.06 s."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -160,8 +164,10 @@ class PageReader:
 
     def advise(self, block: Block) -> None:
         """Have the kernel start reading *block* into the page cache (posix_fadvise(2))."""
+        fd = self._descriptors[block.file]
         with contextlib.suppress(OSError):  # a file system without read-ahead
-            os.posix_fadvise(self._descriptors[block.file], block.offset, block.length, os.POSIX_FADV_WILLNEED)
+            for offset in range(block.offset, block.offset + block.length, _READ_AHEAD):
+                os.posix_fadvise(fd, offset, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 @contextmanager
