@@ -9,8 +9,8 @@ themselves apart by two files:
 * the signal file, which is written when the checkpoint is finished, or has failed.
 
 The files are looked for by polling. inotify would be quieter, but a watch on an overlay file system is
-something CRIU cannot always dump, and the very process that waits is the one to be dumped. Twenty
-milliseconds of reaction cost 0.1 % of a core (measured: ``benchmarks/workload_poll.py``).
+something CRIU cannot always dump, and the very process that waits is the one to be dumped. Reacting within
+20 ms costs 0.6 % of a core on a 2-core virtual machine (``benchmarks/workload_poll.py``).
 
 Without ``DYN_CHECKPOINT_SIGNAL_FILE`` in the environment nothing happens and the answer is ``COLD``:
 the same program runs without ChReK.
