@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import resource
 import subprocess
 import threading
 import time
@@ -206,6 +207,19 @@ def test_a_full_disk_for_the_index(child: Child, tmp_path: Path) -> None:
         captured = take(child, fd)
         error = failure(CaptureFailed, lambda: write_index(fd, captured.index))
     assert (error.reason, "memory/index" in error.message) == (Reason.NO_SPACE, True)
+
+
+def test_a_write_that_fails_otherwise(child: Child, folder: int) -> None:
+    """A file system that refuses to go on for another reason than space is told apart, with the kernel's words."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * SMALL + PAGE, hard))
+    try:
+        error = failure(CaptureFailed, lambda: take(child, folder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.reason is Reason.WRITE_FAILED
+    assert "memory/shard-0" in error.message
+    assert "File too large" in error.message
 
 
 def test_files_that_are_there_already_are_not_overwritten(child: Child, folder: int) -> None:

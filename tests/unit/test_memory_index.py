@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chrek.errors import Reason, Refused
@@ -28,6 +28,8 @@ from chrek.system.ids import NsPid
 
 BLOCK = 64 << 10
 PAGES = BLOCK // PAGE
+# A busy machine is no failure.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DOCUMENT = Path(__file__).parents[2] / "docs/format-memory.md"
 
 
@@ -96,12 +98,14 @@ def indexes(draw: st.DrawFn) -> Index:
     return build(files, pids)
 
 
+@unhurried
 @given(indexes())
 def test_what_is_encoded_is_decoded(index: Index) -> None:
     """Decoding what was encoded gives an equal index."""
     assert decode(index.encode()) == index
 
 
+@unhurried
 @given(indexes())
 def test_runs_fill_their_blocks(index: Index) -> None:
     """The runs of each block have as many bytes as the block, and all blocks as many as the files."""
@@ -112,6 +116,7 @@ def test_runs_fill_their_blocks(index: Index) -> None:
     assert sum(block.length for block in blocks) == index.size
 
 
+@unhurried
 @given(indexes())
 def test_entries_have_every_digest_in_order(index: Index) -> None:
     """The entries for the manifest hold the digests of each file's blocks, in the order of the files."""
@@ -120,6 +125,7 @@ def test_entries_have_every_digest_in_order(index: Index) -> None:
     assert b"".join(entry.blocks or b"" for entry in entries.values()) == index.digests
 
 
+@unhurried
 @given(indexes(), st.data())
 def test_any_change_is_refused(index: Index, data: st.DataObject) -> None:
     """An index with a changed byte is never decoded."""
@@ -129,6 +135,7 @@ def test_any_change_is_refused(index: Index, data: st.DataObject) -> None:
     refusal(bytes(encoded))
 
 
+@unhurried
 @given(st.binary(max_size=400))
 def test_noise_is_refused(noise: bytes) -> None:
     """Noise, also behind the right magic and under a right checksum, is refused and does not crash."""
@@ -137,6 +144,7 @@ def test_noise_is_refused(noise: bytes) -> None:
     refusal(sealed(b"CHREKMEM" + struct.pack("<I", VERSION) + noise))
 
 
+@unhurried
 @given(indexes(), st.data())
 def test_forged_numbers_never_crash(index: Index, data: st.DataObject) -> None:
     """Any bytes changed under a right checksum give a valid index or a refusal, nothing else."""

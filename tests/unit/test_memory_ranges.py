@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chrek.memory import PAGE, Range, in_order, subtract
 from chrek.memory.ranges import USER_TOP
 from chrek.system.ids import NsPid
+
+# A busy machine is no failure.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -37,6 +40,7 @@ def pages(ranges: list[Range]) -> list[tuple[int, int]]:
     return [(span.pid, page) for span in ranges for page in range(span.start // PAGE, span.end // PAGE)]
 
 
+@unhurried
 @given(disjoint(), any_ranges())
 def test_subtract_leaves_exactly_the_other_pages(ranges: list[Range], taken: list[Range]) -> None:
     """What is left is every page that was not taken, once, in order."""
@@ -45,6 +49,7 @@ def test_subtract_leaves_exactly_the_other_pages(ranges: list[Range], taken: lis
     assert left == in_order(left)
 
 
+@unhurried
 @given(disjoint())
 def test_subtract_keeps_what_a_range_is(ranges: list[Range]) -> None:
     """The pieces of a range are anonymous if the range was."""

@@ -29,8 +29,9 @@ from chrek.system.ids import HostPid, NsPid
 _FRAME: Final = (1 << 55) - 1
 _EXCLUSIVE: Final = 1 << 56
 _FILE: Final = 1 << 61  # a page of a file or of shared memory
+_SWAPPED: Final = 1 << 62  # then the place in swap stands for the frame
 _PRESENT: Final = 1 << 63
-_COMPARED: Final = _FRAME | _FILE | _PRESENT
+_COMPARED: Final = _FRAME | _FILE | _SWAPPED | _PRESENT
 
 _WINDOW = 64 << 10
 """Most pages looked at in one step: 512 KiB of pagemap words of each process."""
@@ -141,10 +142,10 @@ def _same_frames(_start: int, child: Words, parent: Words) -> Iterator[tuple[int
         ours, theirs = child[first : first + _CHUNK].tolist(), parent[first : first + _CHUNK].tolist()
         if ours == theirs and min(ours) >= _PRESENT and max(ours) < _PRESENT | _FILE:
             yield first, len(ours)
-        elif max(ours) >= _PRESENT and max(theirs) >= _PRESENT:
+        elif max(ours) >= _SWAPPED and max(theirs) >= _SWAPPED:
             same = bytes(
                 [
-                    (mine ^ other) & _COMPARED == 0 and _PRESENT <= mine < _PRESENT | _FILE
+                    (mine ^ other) & _COMPARED == 0 and mine >= _SWAPPED and not mine & _FILE
                     for mine, other in zip(ours, theirs, strict=True)
                 ]
             )

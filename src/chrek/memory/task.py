@@ -41,7 +41,8 @@ _PAGE: Final = 4096
 _FRAME: Final = (1 << 55) - 1
 _EXCLUSIVE: Final = b"\x81"
 _LOOK: Final = 64 << 20
-_SHARED = re.compile(rb"[\x80\x82-\x90]+")  # present, not of a file, not exclusive; bits 57 and 58 may be set
+# Present, not of a file and not exclusive, or in swap (where sharing does not show); bits 57 and 58 may be set.
+_SHARED = re.compile(rb"[\x40-\x4f\x80\x82-\x90]+")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _VmCall = Callable[[int, int, int, int, int, int], int]
