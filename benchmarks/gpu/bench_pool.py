@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-from chrek.workload.pool import Options, TensorPool
+from chrek.workload.pool import Options, TensorPool, lane
 from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import Digester
 
@@ -197,6 +197,7 @@ def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict
         target = Path(options.pop("directory", directory))
         cold = options.pop("cold", False)
         keep = options.pop("keep", False)
+        lane.EVENT_FLAGS = 3 if options.pop("block_on_events", False) else 2
         if "chunk" in options:
             options["chunk"] = int(options["chunk"] * MIB)
         pool.options = Options(**options)
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--limits", action="store_true")
     parser.add_argument("--tune", type=float, metavar="GB")
     parser.add_argument("--disk")
+    parser.add_argument("--options", type=json.loads, default={}, help="options of --sizes, as JSON")
     arguments = parser.parse_args()
     import torch
 
@@ -259,11 +261,17 @@ def main() -> None:
         digests(torch, cuda)
     if arguments.tune:
         tries: list[dict[str, Any]] = [
-            {"threads": threads, "chunk": chunk, "keep": True} for threads in (8, 12, 16) for chunk in (0.5, 1, 2, 4, 8)
+            {"threads": threads, "chunk": chunk, "slots": slots, "keep": True}
+            for threads in (6, 8, 12, 16)
+            for chunk in (0.5, 1, 2, 4)
+            for slots in (2, 3)
         ]
-        tries += [{"threads": 16, "chunk": 2, "pinners": pinners, "keep": True} for pinners in (1, 2, 3, 16)]
-        tries += [{"threads": 12, "chunk": chunk, "slots": 3, "keep": True} for chunk in (1, 2)]
-        tries += [{"threads": threads, "chunk": chunk} for threads in (8, 16) for chunk in (1, 2, 4)]
+        tries += [
+            {"threads": threads, "chunk": 2, "pinners": pinners, "keep": True}
+            for threads, pinners in ((10, 2), (14, 2), (13, 1))
+        ]
+        tries += [{"threads": threads, "chunk": 2, "keep": True, "block_on_events": True} for threads in (8, 12, 16)]
+        tries += [{"threads": threads, "chunk": chunk} for threads in (8, 12, 16) for chunk in (1, 2, 4)]
         round_trips(torch, arguments.tune, arguments.directory, [{}, *tries])
     if arguments.disk:
         os.makedirs(arguments.disk, exist_ok=True)
@@ -273,7 +281,12 @@ def main() -> None:
         round_trips(torch, 4, arguments.disk, [{**place, **way} for way in ways])
         subprocess.run(["rm", "-rf", arguments.disk], check=True)
     for size in filter(None, arguments.sizes.split(",")):
-        round_trips(torch, float(size), arguments.directory, [{}, {"keep": True}, {}])
+        round_trips(
+            torch,
+            float(size),
+            arguments.directory,
+            [{**arguments.options, **one} for one in ({}, {"keep": True}, {}, {"keep": True})],
+        )
         torch.cuda.empty_cache()
 
 

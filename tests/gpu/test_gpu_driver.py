@@ -142,6 +142,17 @@ def test_capture_and_resume_in_place(driver: Driver, start: Start) -> None:
     assert (harness.ask(first), harness.ask(second)) == before
 
 
+@pytest.mark.parametrize("case", ["cupy_plain", "jax_plain"])
+def test_other_frameworks(driver: Driver, start: Start, case: str) -> None:
+    """CuPy and JAX programs compute on as PyTorch's do, three times in a row."""
+    process = start(case)
+    before = harness.ask(process)
+    state = GpuState(driver)
+    for _ in range(3):
+        state.resume(state.capture([HostPid(process.pid)]))
+        assert harness.ask(process) == before
+
+
 def nvidia_descriptors(pid: int) -> list[str]:
     """Descriptors of GPU devices that a process holds."""
     targets = []

@@ -143,6 +143,7 @@ WAY_OUT = (
     "cuMemcpyDtoHAsync_v2",
     "cuEventRecord",
     "cuEventSynchronize",
+    "cuEventQuery",
     "cuLaunchKernel",
     "cuCtxSetCurrent",
     "cuDevicePrimaryCtxRetain",

@@ -5,7 +5,7 @@ as the process: ``tests/gpu/evidence`` holds recordings of each case, made on a 
 ``python -m chrek.cuda.evidence PID...``, and the detectors are tested on them.
 
 A recording is shortened: of mapped ordinary files the names, of the environment the variables that
-steer CUDA and NCCL, of descriptors those that are devices, sockets or shared memory.
+steer CUDA and NCCL, of descriptors those that are devices or shared memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KCMP = {"x86_64": 312, "aarch64": 272}
 """Number of kcmp(2), for which the C library has no function."""
 KCMP_FILE = 0
 _libc = ctypes.CDLL(None, use_errno=True)
-KEPT = re.compile(r"/dev/|/memfd:|socket:|anon_inode:|\(deleted\)|nvidia|cuda|nccl|torch", re.IGNORECASE)
+KEPT = re.compile(r"/dev/|/memfd:|\(deleted\)|libcuda\.|libnccl\.|libnvidia-ml\.|io_uring")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _read_environment(base: str) -> Iterator[tuple[str, str]]:
     with open(f"{base}/environ", encoding="utf-8", errors="surrogateescape") as file:
         for entry in file.read().split("\0"):
             name, sign, value = entry.partition("=")
-            if sign and name.startswith(VARIABLES) and "\n" not in value:
+            if sign and name.startswith(VARIABLES) and name != "NCCL_VERSION" and "\n" not in value:
                 yield name, value
 
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import permutations
 from typing import ClassVar, Final
 
 from chrek.cuda.driver import GpuUuid
@@ -23,6 +24,9 @@ MOST_PROCESSES: Final = 1024
 UNKNOWN_BYTES: Final = (1 << 64) - 1
 """NVML's word for "not known", for example inside some virtual machines."""
 NOT_SUPPORTED: Final = 3
+P2P_READ: Final = 0
+P2P_OK: Final = 0
+GIB: Final = 1 << 30
 
 
 class _Memory(ctypes.Structure):
@@ -53,12 +57,17 @@ class Use:
 
 @dataclass(frozen=True)
 class Inventory:
-    """GPUs in NVML's order, uses of them, the driver's version, and which GPUs are cut up by MIG."""
+    """GPUs in NVML's order, uses of them, the driver's version.
+
+    `mig` are the device minors of GPUs that are cut up by MIG, `peers` the ordered pairs of minors of
+    which the first can reach the second's memory.
+    """
 
     driver: str
     gpus: tuple[Gpu, ...]
     uses: tuple[Use, ...]
-    mig: frozenset[GpuUuid]
+    mig: frozenset[int]
+    peers: frozenset[tuple[int, int]]
 
     def of(self, pids: Iterable[HostPid]) -> tuple[Use, ...]:
         """What the given processes have on GPUs."""
@@ -102,16 +111,23 @@ class Nvml:
         self._call("nvmlSystemGetDriverVersion", version, TEXT)
         count = ctypes.c_uint()
         self._call("nvmlDeviceGetCount_v2", ctypes.byref(count))
-        gpus, uses, mig = [], [], set()
+        gpus, uses, mig, handles = [], [], set(), {}
         for index in range(count.value):
             handle = ctypes.c_void_p()
             self._call("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle))
             gpu = self._gpu(handle)
             gpus.append(gpu)
             uses += list(self._uses(handle, gpu.uuid))
+            handles[gpu.minor] = handle
             if self._is_cut(handle):
-                mig.add(gpu.uuid)
-        return Inventory(version.value.decode(), tuple(gpus), tuple(uses), frozenset(mig))
+                mig.add(gpu.minor)
+        peers = {(a, b) for a, b in permutations(handles, 2) if self._reaches(handles[a], handles[b])}
+        return Inventory(version.value.decode(), tuple(gpus), tuple(uses), frozenset(mig), frozenset(peers))
+
+    def _reaches(self, one: ctypes.c_void_p, other: ctypes.c_void_p) -> bool:
+        status = ctypes.c_uint()
+        code = self._library.nvmlDeviceGetP2PStatus(one, other, P2P_READ, ctypes.byref(status))
+        return bool(code) or status.value == P2P_OK  # not known counts as possible
 
     def _text(self, name: str, handle: ctypes.c_void_p) -> str:
         text = ctypes.create_string_buffer(TEXT)
@@ -142,3 +158,22 @@ class Nvml:
         now, pending = ctypes.c_uint(), ctypes.c_uint()
         code = self._library.nvmlDeviceGetMigMode(handle, ctypes.byref(now), ctypes.byref(pending))
         return code != NOT_SUPPORTED and now.value == 1
+
+
+def require_memory(uses: Iterable[Use], *, limit: int | None, current: int) -> int:
+    """Bytes that the driver will move into the container's memory; raise `Refused` if they do not fit.
+
+    A checkpoint of the driver copies GPU memory into the process that owns it, and above its limit the
+    kernel ends the container. `limit` and `current` are the cgroup's, in bytes; `limit` None is none.
+    NVML counts the context too, so this errs on the safe side (by about 0.5 GB a context).
+    """
+    needed = sum(use.bytes or 0 for use in uses)
+    if limit is not None and current + needed > limit:
+        message = (
+            f"The container uses {current / GIB:.1f} GiB of its limit of {limit / GIB:.1f} GiB, and "
+            f"{needed / GIB:.1f} GiB of GPU memory have to fit beside it during a checkpoint."
+        )
+        wanted = -(-(current + needed) // GIB)
+        cure = f"Set the container's memory limit to {wanted}Gi or more, or keep the weights in a TensorPool."
+        raise Refused(Reason.MEMORY_LIMIT, message, cure=cure)
+    return needed

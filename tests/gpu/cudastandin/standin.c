@@ -184,6 +184,7 @@ int cuStreamSynchronize(void *s) { (void)s; INJECT("cuStreamSynchronize", 0); re
 int cuEventCreate(void **e, unsigned f) { (void)f; INJECT("cuEventCreate", 0); *e = malloc(1); return 0; }
 int cuEventDestroy_v2(void *e) { free(e); return 0; }
 int cuEventRecord(void *e, void *s) { (void)e; (void)s; INJECT("cuEventRecord", 0); return 0; }
+int cuEventQuery(void *e) { (void)e; INJECT("cuEventQuery", 0); return (rand() & 1) ? 600 : 0; }
 int cuEventSynchronize(void *e) { (void)e; INJECT("cuEventSynchronize", 0); return 0; }
 int cuMemcpyHtoDAsync_v2(uint64_t d, const void *h, size_t n, void *s) {
     (void)s; INJECT("cuMemcpyHtoDAsync_v2", 0); if (!context) return 201; memcpy((void *)d, h, n); return 0;
@@ -245,6 +246,9 @@ int nvmlDeviceGetMemoryInfo(struct gpu *g, struct nvml_memory *m) {
 }
 int nvmlDeviceGetMigMode(struct gpu *g, unsigned *now, unsigned *next) {
     *now = *next = g->mig > 0; return g->mig < 0 ? 3 : 0;
+}
+int nvmlDeviceGetP2PStatus(struct gpu *a, struct gpu *b, int index, int *status) {
+    (void)index; *status = a == b || a->mig > 0 || b->mig > 0; return 0;
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(struct gpu *g, unsigned *n, struct nvml_process *out) {
     unsigned found = 0;

@@ -24,6 +24,8 @@ NON_BLOCKING: Final = 1
 """``CU_STREAM_NON_BLOCKING``: not ordered with the application's default stream."""
 NO_TIMING: Final = 2
 """``CU_EVENT_DISABLE_TIMING``."""
+NOT_READY: Final = 600
+"""``CUDA_ERROR_NOT_READY``: an event that has not happened yet."""
 PORTABLE: Final = 1
 """``CU_MEMHOSTREGISTER_PORTABLE``: pinned for every context, so one ring serves several GPUs."""
 
@@ -85,6 +87,7 @@ SIGNATURES: Final[dict[str, list[Any]]] = {
     "cuEventCreate": [POINTER(c_void_p), c_uint],
     "cuEventDestroy_v2": [c_void_p],
     "cuEventRecord": [c_void_p, c_void_p],
+    "cuEventQuery": [c_void_p],
     "cuEventSynchronize": [c_void_p],
     "cuModuleLoadData": [POINTER(c_void_p), c_char_p],
     "cuModuleUnload": [c_void_p],
@@ -93,14 +96,22 @@ SIGNATURES: Final[dict[str, list[Any]]] = {
 }
 
 
+QUICK: Final = frozenset({"cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuEventRecord", "cuEventQuery"})
+"""Calls that only queue something, in a few microseconds: they keep Python's lock.
+
+Letting go of the lock and getting it back among 16 threads takes longer than the call: with it, a piece
+cost 97 us of everybody's time and copies of 1 MiB ran at 11 GB/s (H100, 32 cores, Python 3.12).
+"""
+
+
 class Cuda:
     """The loaded driver; `call` raises `CudaError` for every code but success."""
 
     def __init__(self, path: str = LIBRARY) -> None:
-        library = ctypes.CDLL(path)
+        library, quick = ctypes.CDLL(path), ctypes.PyDLL(path)
         self._functions: dict[str, Any] = {}
         for name, arguments in SIGNATURES.items():
-            function = getattr(library, name)
+            function = getattr(quick if name in QUICK else library, name)
             function.argtypes, function.restype = arguments, c_int
             self._functions[name] = function
         self.call("cuInit", 0)
@@ -110,6 +121,13 @@ class Cuda:
         code = self._functions[name](*arguments)
         if code:
             raise CudaError(name, code, self._name(code))
+
+    def happened(self, event: int) -> bool:
+        """Whether all work before an event is done; raises `CudaError`."""
+        code = self._functions["cuEventQuery"](event)
+        if code not in (0, NOT_READY):
+            raise CudaError("cuEventQuery", code, self._name(code))
+        return bool(code == 0)
 
     def _name(self, code: int) -> str:
         text = c_char_p()

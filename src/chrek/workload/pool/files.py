@@ -40,7 +40,7 @@ class Output:
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write one piece; raises `OSError`."""
-        done = 0
+        done = os.pwrite(self.fd, view, offset)
         while done < len(view):
             done += os.pwrite(self.fd, view[done:], offset + done)
         self.missing -= len(view)
@@ -95,7 +95,7 @@ def cached(path: str) -> bool:
 
 def read(fd: int, view: memoryview, offset: int, path: str) -> None:
     """Fill `view`; raises `OSError`, or `PoolCorrupt` if the file ends before."""
-    done = 0
+    done = os.preadv(fd, [view], offset)
     while done < len(view):
         count = os.preadv(fd, [view[done:]], offset + done)
         if count == 0:

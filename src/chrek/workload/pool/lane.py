@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from chrek.workload.pool.cuda import Cuda
     from chrek.workload.pool.layout import Piece
 
+EVENT_FLAGS = NO_TIMING
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -42,7 +44,7 @@ class Lane:
         self.stream = cuda.handle("cuStreamCreate", NON_BLOCKING)
         self._events: list[int] = []
         self._memory: mmap.mmap | None = None
-        self._whole = memoryview(b"")
+        self._views: list[memoryview] = []
         self.address = 0
         self._turn = 0
 
@@ -54,8 +56,10 @@ class Lane:
         address = ctypes.addressof(first)
         del first  # or the mapping could not be closed
         self._cuda.call("cuMemHostRegister_v2", address, self.slots * self.chunk, PORTABLE)
-        self._memory, self.address, self._whole = memory, address, memoryview(memory)
-        self._events = [self._cuda.handle("cuEventCreate", NO_TIMING) for _ in range(self.slots)]
+        self._memory, self.address = memory, address
+        whole = memoryview(memory)
+        self._views = [whole[slot * self.chunk : (slot + 1) * self.chunk] for slot in range(self.slots)]
+        self._events = [self._cuda.handle("cuEventCreate", EVENT_FLAGS) for _ in range(self.slots)]
 
     def next(self) -> int:
         """The slot whose turn it is; its last copy may still be under way."""
@@ -66,7 +70,7 @@ class Lane:
 
     def view(self, slot: int, size: int) -> memoryview:
         """The first `size` bytes of a slot."""
-        return self._whole[slot * self.chunk : slot * self.chunk + size]
+        return self._views[slot] if size == self.chunk else self._views[slot][:size]
 
     def out(self, slot: int, piece: Piece) -> None:
         """Start a copy from the GPU into a slot."""
@@ -82,7 +86,8 @@ class Lane:
 
     def wait(self, slot: int) -> None:
         """Wait for the last copy of a slot, if there was one."""
-        self._cuda.call("cuEventSynchronize", self._events[slot])
+        if not self._cuda.happened(self._events[slot]):
+            self._cuda.call("cuEventSynchronize", self._events[slot])
 
     def close(self) -> None:
         """Wait for what is under way and give everything back."""
@@ -91,7 +96,8 @@ class Lane:
             self._cuda.call("cuEventDestroy_v2", event)
         self._cuda.call("cuStreamDestroy_v2", self.stream)
         if self._memory is not None:
-            self._whole.release()
+            for view in self._views:
+                view.release()
             self._cuda.call("cuMemHostUnregister", self.address)
             with contextlib.suppress(BufferError):  # the traceback of a failed write still holds a view
                 self._memory.close()

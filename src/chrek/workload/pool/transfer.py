@@ -214,12 +214,12 @@ class _Writer:
         waiting[slot] = None
         output, piece = job
         lane.wait(slot)
-        with lane.view(slot, piece.size) as view:
-            if self._hash:
-                digest.update(view)
-                if piece.last:
-                    piece.block.digest, digest = digest.digest(), hashlib.sha256()
-            output.write(view, piece.offset)
+        view = lane.view(slot, piece.size)
+        if self._hash:
+            digest.update(view)
+            if piece.last:
+                piece.block.digest, digest = digest.digest(), hashlib.sha256()
+        output.write(view, piece.offset)
         return digest
 
 
@@ -313,10 +313,10 @@ class _Reader:
             for piece in blob.pieces(lane.chunk):
                 slot = lane.next()
                 lane.wait(slot)
-                with lane.view(slot, piece.size) as view:
-                    files.read(fd, view, piece.offset, path)
-                    if self._hash:
-                        digest.update(view)
+                view = lane.view(slot, piece.size)
+                files.read(fd, view, piece.offset, path)
+                if self._hash:
+                    digest.update(view)
                 lane.into(slot, piece)
                 if self._hash and piece.last:
                     if digest.digest() != piece.block.digest:
