@@ -104,7 +104,8 @@ class Container:
         is, where the root is this machine's own, every memory file system that the machine has mounted too.
         """
         found: dict[str, str] = {}
-        shared = set() if self.has_own_root else {mount.device for mount in mounts.mounts(os.getpid())}
+        theirs = self.has_own_root or self.same_namespaces
+        shared = set() if theirs else {mount.device for mount in mounts.mounts(os.getpid())}
         for mount in self.mounts:
             if mount.read_only or mount.point in _RUNTIME_MOUNTS or mount.point.startswith(("/proc/", "/sys/")):
                 continue
