@@ -114,8 +114,10 @@ def memory_file() -> Iterator[int]:
 
 
 EVENTS = frozenset(
-    ["os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.chown", "os.chmod", "os.utime", "os.setxattr"]
-    + ["os.removexattr", "open", "os.link", "os.symlink", "os.truncate"]
+    (
+        *("os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.chown", "os.chmod", "os.utime", "os.setxattr"),
+        *("os.removexattr", "open", "os.link", "os.symlink", "os.truncate"),
+    )
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,20 +66,25 @@ def test_capture_into_a_full_store(tmp_path: Path, source: Path, pages: int) -> 
         needed = pack_tree(root, fd).size
     with tmpfs_mount(tmp_path / "store", size=pages * PAGE) as store, (store / "out").open("wb") as out:
         assert needed > pages * PAGE
-        with directory(source) as root, pytest.raises(CaptureFailed, match="vol-1.tar") as caught:
+        with directory(source) as root, pytest.raises(CaptureFailed, match=r"vol-1\.tar") as caught:
             pack_tree(root, out.fileno(), name="vol-1.tar")
     assert caught.value.reason is Reason.NO_SPACE
 
 
-def test_capture_of_much_into_a_full_store_stops_its_threads(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("blocks", [False, True])
+def test_capture_of_much_into_a_full_store_stops_its_threads(tmp_path: Path, source: Path, *, blocks: bool) -> None:
     """A failed write in the writing thread ends the pass early, and no thread stays."""
     import threading
 
     with (source / "big").open("wb") as file:
         file.write(bytes(50 << 20))
-    with tmpfs_mount(tmp_path / "store", size=1 << 20) as store, (store / "out").open("wb") as out:
-        with directory(source) as root, pytest.raises(CaptureFailed) as caught:
-            pack_tree(root, out.fileno())
+    with (
+        tmpfs_mount(tmp_path / "store", size=1 << 20) as store,
+        (store / "out").open("wb") as out,
+        directory(source) as root,
+        pytest.raises(CaptureFailed) as caught,
+    ):
+        pack_tree(root, out.fileno(), blocks=blocks)
     assert caught.value.reason is Reason.NO_SPACE
     assert threading.active_count() == 1
 
@@ -102,15 +108,8 @@ def test_space_that_goes_while_applying(tmp_path: Path, archive: Archive, pages:
         (root / "b").write_text("original")
         before = snapshot(root)
         with directory(root) as fd, Journal(fd) as journal:
-            hog = _Hog(root, leave=pages)
-            try:
-                with hog:
-                    apply(archive, journal)
-            except RestoreFailed as error:
-                assert error.reason is Reason.NO_SPACE
-                assert "/" in error.message
-            else:
-                assert pages > 10
+            with _Hog(root, leave=pages):
+                _apply_or_run_out(archive, journal, pages)
             journal.undo()
         (root / "hog").unlink()
         os.utime(root, ns=(0, before[b""][3]))
@@ -129,14 +128,19 @@ def test_space_of_an_overlay_that_goes_while_applying(tmp_path: Path, archive: A
         before = snapshot(one.merged)
         with directory(one.merged) as fd, Journal(fd) as journal:
             with _Hog(disk, leave=pages):
-                try:
-                    apply(archive, journal)
-                except RestoreFailed as error:
-                    assert error.reason is Reason.NO_SPACE
-                else:
-                    assert pages > 10
+                _apply_or_run_out(archive, journal, pages)
             journal.undo()
         assert differences(before, snapshot(one.merged)) == []
+
+
+def _apply_or_run_out(archive: Archive, journal: Journal, pages: int) -> None:
+    """Apply; too few pages must give the right error, and enough of them none."""
+    if pages > 38:
+        apply(archive, journal)
+        return
+    with suppress(RestoreFailed) if pages > 10 else pytest.raises(RestoreFailed, match="Putting /") as caught:
+        apply(archive, journal)
+    assert caught is None or caught.value.reason is Reason.NO_SPACE
 
 
 class _Hog:

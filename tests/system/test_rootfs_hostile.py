@@ -33,6 +33,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 
 
 def apply_members(root: Path, *members: Member, kind: ArchiveKind = ArchiveKind.OVERLAY, undo: bool = False) -> None:
+    """Apply an archive of a root and these members; then commit or undo, also after a refusal."""
     data = archive_header(kind)
     for member in (ROOT, *members):
         data += encode(member) + bytes(member.stored) + padding(member.stored)
@@ -46,7 +47,7 @@ def apply_members(root: Path, *members: Member, kind: ArchiveKind = ArchiveKind.
 
 @pytest.mark.parametrize("target", ["../outside", "/proc/self/cwd/../..", "{outside}"])
 def test_a_link_in_the_target_is_replaced_and_never_followed(tmp_path: Path, outside: Path, target: str) -> None:
-    """Where the archive has a directory or file and the target a link, the link gives way; its target is not touched."""
+    """Where the archive has a directory or file and the target a link, the link gives way, its target stays."""
     root = tmp_path / "root"
     root.mkdir()
     for name in ("d", "f", "h", "gone"):
@@ -165,6 +166,22 @@ def test_a_read_only_root_is_refused_only_when_something_is_to_be_done(tmp_path:
         assert differences(before, snapshot(root)) == []
 
 
+def test_a_file_system_without_attributes_loses_them_and_says_so(tmp_path: Path) -> None:
+    """An attribute that cannot be held is reported by path and name; the file arrives all the same."""
+    (tmp_path / "root").mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", tmp_path / "root"], check=True)
+    try:
+        mine = Meta(0o644, 0, 0, 0, (("user.mine", b"1"),))
+        data = archive_header(ArchiveKind.TREE) + encode(ROOT) + encode(Member(b"f", Kind.FILE, mine))
+        with memory_file() as fd, directory(tmp_path / "root") as root, Journal(root) as journal:
+            os.write(fd, data + trailer(len(data)))
+            assert apply(read_archive(fd), journal).lost_attributes == (("/f", "user.mine"),)
+            journal.commit()
+        assert os.listdir(tmp_path / "root") == ["f"]
+    finally:
+        subprocess.run(["umount", tmp_path / "root"], check=True)
+
+
 def test_an_equal_file_is_left_in_its_lower_layer(tmp_path: Path) -> None:
     """A file that was only copied up is not replaced by its own copy."""
     lower = tmp_path / "lower"
@@ -182,6 +199,21 @@ def test_an_equal_file_is_left_in_its_lower_layer(tmp_path: Path) -> None:
             assert apply(read_archive(fd), journal).counts == {"merge": 1, "same": 1}
             journal.commit()
         assert os.listdir(two.upper) == []
+
+
+def test_whiteouts_that_are_attributes_are_known(tmp_path: Path) -> None:
+    """The other form of a whiteout, an empty file with an attribute in a directory marked x, is one too."""
+    (tmp_path / "d").mkdir()
+    for name in ("gone", "here"):
+        (tmp_path / "d" / name).touch()
+    os.setxattr(tmp_path / "d", "trusted.overlay.opaque", b"x")
+    os.setxattr(tmp_path / "d" / "gone", "trusted.overlay.whiteout", b"y")
+    with memory_file() as fd, directory(tmp_path) as root:
+        diff_overlay(Overlay(root), fd)
+        found = {member.path: member for member in read_archive(fd).members}
+    assert found[b"d/gone"].kind is Kind.WHITEOUT
+    assert found[b"d/here"].kind is Kind.FILE
+    assert not found[b"d"].opaque
 
 
 # --- capturing what was planted ------------------------------------------------------------------

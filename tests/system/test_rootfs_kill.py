@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts overlays: need
 
 
 def make_lower(path: Path) -> Path:
+    """Make what an image could hold."""
     for name in ("opaque", "gone", "stays", "file-soon"):
         (path / name / "in").mkdir(parents=True)
         (path / name / "f").write_text(name)
@@ -41,6 +42,7 @@ def make_lower(path: Path) -> Path:
 
 
 def change(root: Path) -> None:
+    """Make every kind of change there is."""
     shutil.rmtree(root / "opaque")
     (root / "opaque").mkdir()
     (root / "opaque" / "f").write_text("new")
@@ -72,6 +74,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Arch
 
 
 def restore(archive: Archive, root: Path, *, commit: bool = False) -> None:
+    """Do what a restore does to the files."""
     with directory(root) as fd, Journal(fd) as journal:
         apply(archive, journal)
         put_file(journal, b"stays/f", b"a marker over a file")

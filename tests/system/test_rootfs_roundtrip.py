@@ -38,6 +38,9 @@ def make_lower(path: Path) -> Path:
     os.mkfifo(path / "fifo")
     os.setxattr(path / "d2" / "a", "user.lower", b"1")
     os.chown(path / "d3", 7, 8)
+    os.setxattr(path / "d1" / "y", "system.posix_acl_default", ACL)
+    os.chmod(path / "d2" / "y", 0o2775)
+    os.chown(path / "d2" / "y", 9, 9)
     for number, name in enumerate(["d0", "d1", "d2", "d3", "d1/x", "d2/a", ""]):
         os.utime(path / name, ns=(10**18 + number, 10**18 + number * 1001))
     return path
@@ -59,12 +62,15 @@ def two_overlays(
 ) -> Iterator[tuple[OverlayMount, OverlayMount]]:
     """Mount two overlays over one lower directory: the container captured and the one restored into."""
     lower = lower or make_lower(base / "lower")
-    with overlay_mount(base, "one", lower=lower, options=options) as one:
-        with overlay_mount(base, "two", lower=lower, options=options) as two:
-            yield one, two
+    with (
+        overlay_mount(base, "one", lower=lower, options=options) as one,
+        overlay_mount(base, "two", lower=lower, options=options) as two,
+    ):
+        yield one, two
 
 
 def capture(mount: OverlayMount, fd: int, *, prefix: str = "trusted.overlay.") -> Packed:
+    """Write an archive of what a mount changed to *fd*."""
     with directory(mount.upper) as upper, directory(mount.merged) as merged:
         return diff_overlay(Overlay(upper, merged, prefix), fd)
 
@@ -104,6 +110,8 @@ def change_everything(root: Path) -> None:
     (root / "link").symlink_to("elsewhere")
     os.lchown(root / "link", 5, 6)
     os.utime(root / "link", ns=(5, -1_500_000_001), follow_symlinks=False)
+    (root / "d1" / "y" / "inherits").write_text("by default")
+    (root / "d1" / "y" / "too").mkdir()
     (root / "empty").mkdir(mode=0o1777)
     os.link(root / "renamed", root / "d3" / "hard")
     os.link(root / "link", root / "hard-link-of-link", follow_symlinks=False)
@@ -136,7 +144,7 @@ def change_everything(root: Path) -> None:
 
 @pytest.mark.parametrize("commit", [True, False], ids=["commit", "undo"])
 def test_all_a_program_can_do_is_carried(base: Path, *, commit: bool) -> None:
-    """Whiteouts, opaque directories, types, owners, modes, times, attributes, links and holes arrive; undo takes all back."""
+    """Deletions, types, owners, modes, times, attributes, links and holes arrive; undo takes all of it back."""
     with two_overlays(base) as (one, two):
         change_everything(one.merged)
         packed = carry(one, two, commit=commit)
@@ -171,6 +179,18 @@ def test_user_attributes_mark_an_overlay_mounted_without_privilege(base: Path, *
         if "user.overlay.opaque" not in os.listxattr(one.upper / "d0"):
             pytest.skip("this file system holds no user attributes")
         assert carry(one, two, commit=commit, prefix=USER).counts["opaque"] == 1
+
+
+def test_marks_of_a_nested_overlay_are_carried_and_mean_nothing(base: Path) -> None:
+    """A program that sets overlayfs's own attributes in the container (nested containers do) keeps them."""
+    with two_overlays(base) as (one, two):
+        try:
+            os.setxattr(one.merged / "d0", "trusted.overlay.opaque", b"y")
+        except OSError:
+            pytest.skip("this kernel does not nest overlays")
+        packed = carry(one, two, commit=True)
+        assert "opaque" not in packed.counts
+        assert os.getxattr(two.merged / "d0", "trusted.overlay.opaque") == b"y"
 
 
 def test_user_attributes_mean_nothing_on_an_ordinary_overlay(base: Path) -> None:
@@ -267,7 +287,7 @@ def test_a_volume_the_target_lacks_is_folded_into_its_root_and_undone(base: Path
 
 # --- random trees ------------------------------------------------------------------------------
 
-_names = st.sampled_from(["a", "b", "c", "x", "new", "d0", "d1", "n\udcff"])
+_names = st.sampled_from(["a", "b", "c", "x", "y", "new", "d0", "d1", "n\udcff"])
 _paths = st.lists(_names, min_size=1, max_size=3).map(lambda parts: "/".join([*parts]))
 _places = st.builds(lambda top, rest: f"{top}/{rest}", st.sampled_from(["d0", "d1", "d2", "d3", "."]), _paths)
 _numbers = st.integers(0, 2**31)

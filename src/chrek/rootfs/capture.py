@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from chrek.artifact.digest import FileEntry
 from chrek.errors import CaptureFailed, Reason
 from chrek.rootfs import fd as fds
 from chrek.rootfs import overlay as overlays
@@ -41,8 +42,8 @@ class Packed:
     """An archive that was written.
 
     Attributes:
-        size: bytes of the archive.
-        sha256: its digest, in hexadecimal.
+        entry: size of the archive in bytes, and its digest: one SHA-256, or one of each block if that was
+            asked for.
         counts: members by type (``file``, ``directory``, ``whiteout`` and so on) and ``opaque``, ``left_out``.
         content: bytes of file content in it, holes not counted.
         changed: files that changed while they were read, as people read paths.
@@ -50,13 +51,22 @@ class Packed:
         seconds: how long it took.
     """
 
-    size: int
-    sha256: str
+    entry: FileEntry
     counts: dict[str, int]
     content: int
     changed: tuple[str, ...]
     vanished: tuple[str, ...]
     seconds: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the archive."""
+        return self.entry.size
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of the archive in hexadecimal; None when it has digests of blocks."""
+        return self.entry.sha256
 
 
 def diff_overlay(
@@ -66,14 +76,16 @@ def diff_overlay(
     name: str = "rootfs.tar",
     mount_points: Iterable[bytes] = (),
     exclude: Iterable[str] = (),
+    blocks: bool = False,
 ) -> Packed:
     """Write what the upper directory of *overlay* changes to *out_fd*.
 
     *mount_points* (relative to the root) and what runtimes inject are left out, and what *exclude*
-    patterns match. Raises `CaptureFailed`: `NO_SPACE` or `WRITE_FAILED` naming *name*, `FILE_NOT_CARRIED`.
+    patterns match. *blocks* asks for a digest of each 4 MiB, which several threads compute. Raises
+    `CaptureFailed`: `NO_SPACE` or `WRITE_FAILED` naming *name*, `FILE_NOT_CARRIED`.
     """
     skip = Skip([*INJECTED, *mount_points], tuple(exclude))
-    return _Packer(out_fd, name, skip, overlay).run(overlay.upper, ArchiveKind.OVERLAY)
+    return _Packer(out_fd, name, blocks, skip, overlay).run(overlay.upper, ArchiveKind.OVERLAY)
 
 
 def pack_tree(
@@ -82,12 +94,13 @@ def pack_tree(
     *,
     name: str = "volume.tar",
     exclude: Iterable[str] = (),
+    blocks: bool = False,
 ) -> Packed:
     """Write the whole content of one mounted volume to *out_fd*; other mounts in it are left out.
 
     *exclude* patterns are relative to the volume. Raises as `diff_overlay`.
     """
-    return _Packer(out_fd, name, Skip((), tuple(exclude)), None).run(directory_fd, ArchiveKind.TREE)
+    return _Packer(out_fd, name, blocks, Skip((), tuple(exclude)), None).run(directory_fd, ArchiveKind.TREE)
 
 
 @contextmanager
@@ -113,6 +126,7 @@ def open_volume(root_fd: int, path: bytes) -> Iterator[int]:
 class _Packer:
     out_fd: int
     name: str
+    blocks: bool
     skip: Skip
     overlay: Overlay | None
     counts: dict[str, int] = field(default_factory=dict)
@@ -125,16 +139,16 @@ class _Packer:
 
     def run(self, root: int, kind: ArchiveKind) -> Packed:
         start = time.monotonic()
-        with ArchiveWriter(self.out_fd, self.name) as self._writer:
+        with ArchiveWriter(self.out_fd, self.name, blocks=self.blocks) as self._writer:
             self._writer.put(archive_header(kind))
             self._pending.append((b"", root, False))
             while self._pending:
                 path, base, forced = self._pending.pop()
                 self._directory(path, base, opaque=forced)
             self._writer.put(trailer(self._writer.size))
-            size, digest = self._writer.finish()
+            entry = self._writer.finish()
         seconds = time.monotonic() - start
-        return Packed(size, digest, self.counts, self.content, tuple(self.changed), tuple(self.vanished), seconds)
+        return Packed(entry, self.counts, self.content, tuple(self.changed), tuple(self.vanished), seconds)
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
