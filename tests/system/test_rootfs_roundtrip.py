@@ -297,13 +297,17 @@ def _make_directory(path: str, _other: str, _number: int) -> None:
     os.mkdir(path)
 
 
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK, 0o644)  # a FIFO may be there, which nobody reads
+
+
 def _write(path: str, _other: str, number: int) -> None:
-    with open(path, "wb") as file:
+    with open(path, "wb", opener=_opener) as file:
         file.write(b"%d" % number * (number % 50))
 
 
 def _append_far(path: str, _other: str, number: int) -> None:
-    with open(path, "ab") as file:
+    with open(path, "ab", opener=_opener) as file:
         file.truncate(number % 300_000)
 
 
