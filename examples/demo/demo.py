@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from chrek.store import Store  # noqa: E402
 from chrek.system.initstate import read_state  # noqa: E402
 from chrek.system.mailbox import Mailbox  # noqa: E402
 from containers import Container, remove_leftovers  # noqa: E402
-from layer import image_layers  # noqa: E402
+from layer import CACHE, image_layers  # noqa: E402
 from picture import Part, draw  # noqa: E402
 
 PORT = 8000
@@ -204,7 +206,10 @@ def main() -> int:
     args = parser.parse_args()
     remove_leftovers()
     layers = image_layers()
-    with tempfile.TemporaryDirectory(prefix="store-", dir=REPO / ".cache/demo") as folder:
+    for left in CACHE.glob("store-*"):  # of runs that were killed
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=f"store-{os.getpid()}-", dir=CACHE) as folder:
         run = demo(layers, Store.open(folder))
     if args.picture:
         draw(run.rows(), args.picture)

@@ -56,8 +56,9 @@ class Log:
     def close(self) -> None:
         """Give our end of the pipe away, and copy what is left; the container must be gone."""
         os.close(self.write_end)
-        self._thread.join()
-        os.close(self._read)
+        self._thread.join(timeout=10)  # a process that escaped the container must not hold us up
+        if not self._thread.is_alive():
+            os.close(self._read)
 
 
 def _compile_source() -> None:
@@ -192,7 +193,10 @@ class Container:
         argv = [sys.executable, "-I", "-S", str(_SHIM), str(control), str(report), str(pidfile), *start]
         began = time.monotonic()
         try:
-            self._shim = subprocess.Popen(argv, stdin=source, stdout=out, stderr=err, pass_fds=(control, report))
+            # In a session of its own: Ctrl-C is for the test, whose clean-up then ends the container.
+            self._shim = subprocess.Popen(
+                argv, stdin=source, stdout=out, stderr=err, pass_fds=(control, report), start_new_session=True
+            )
         finally:
             os.close(control)
             os.close(report)
@@ -203,6 +207,8 @@ class Container:
             text = " ".join(path.read_text(errors="replace") for path in said if path.exists())
             raise ExecError(f"runc did not start {self.name}: {text.strip()[-2000:]}")
         self.pid1 = HostPid(int(line))
+        self._pidfd = os.pidfd_open(self.pid1)
+        self._closing.callback(self._end_pid1)
         self.start_seconds = time.monotonic() - began
 
     def _read_report(self) -> bytes:
@@ -217,6 +223,12 @@ class Container:
     def _end_shim(self) -> None:
         os.close(self._control)  # the shim kills PID 1 now, if it still runs
         self._shim.wait()
+
+    def _end_pid1(self) -> None:
+        """Kill PID 1, should the shim be gone already."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.close(self._pidfd)
 
     # --- what runs inside ----------------------------------------------------------------------------
 
