@@ -103,7 +103,7 @@ class Cut:
             return  # another type of file is for CRIU to refuse
         self._require_cuttable(file, info.st_size)
         try:
-            tail = self._stack.enter_context(tempfile.TemporaryFile())
+            tail = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by the stack
             os.lseek(fd, file.size, os.SEEK_SET)
             with open(fd, "rb", buffering=0, closefd=False) as source:
                 shutil.copyfileobj(source, tail)
@@ -112,7 +112,8 @@ class Cut:
             message = f"{file.path} cannot be cut to the {file.size} bytes it had: {error.strerror}."
             raise RestoreFailed(Reason.FILES_NOT_APPLIED, message) from error
         self._tails.append((fd, file.size, tail))
-        self.warnings.append(f"{info.st_size - file.size} bytes written to {file.path} after the checkpoint are cut off")
+        more = info.st_size - file.size
+        self.warnings.append(f"{more} bytes written to {file.path} after the checkpoint are cut off")
 
     def _require_cuttable(self, file: Written, size: int) -> None:
         mount = self._container.mount_of(file.path)

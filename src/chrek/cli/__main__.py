@@ -1,0 +1,5 @@
+"""``python -m chrek.cli``."""
+
+from chrek.cli import main
+
+main()
