@@ -80,9 +80,21 @@ def test_another_time_namespace_does_not_hide_the_application(pipe: int) -> None
         assert state.app.start - seen > 86000 * os.sysconf("SC_CLK_TCK")
 
 
+def test_an_application_in_a_time_namespace_of_its_own_is_found(pipe: int) -> None:
+    """A tree whose clocks are shifted, as CRIU's restored ones are, is known by the start that its init sees."""
+    # The exec enters the new time namespace (Linux 6.2).
+    command = (*INIT, "unshare", "--time", "--boottime", "86400", *PYTHON, "-c", APPLICATION)
+    with Contained(command, stdin=pipe) as init:
+        init.line()
+        app = running(init)
+        if _ns(app, "time") == _ns(init.pid, "time"):
+            pytest.skip("this kernel does not enter a time namespace by exec")
+        assert read_state(init.pid).init.pid == 1
+
+
 def _await_inits() -> tuple[HostPid, ...]:
     found: tuple[HostPid, ...] = ()
-    while not found:
+    while not found or all(read_state(pid).app is None for pid in found):
         found = find_inits()
     return found
 

@@ -62,6 +62,7 @@ def main(arguments: Sequence[str], blocked: Iterable[int]) -> int:
 
 def _run(container: Container) -> int:
     settings, report = container.settings, container.report
+    publish(container, "starting")
     if settings.mode is Mode.CHECKPOINT:
         report.line(f"checkpoint mode ({settings.checkpoint_id}): nothing is restored in this container")
         if checkpointing.remove_stale(settings.signal_file):

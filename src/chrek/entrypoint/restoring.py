@@ -56,7 +56,10 @@ def restore(container: Container) -> int:
         publish(container, mode, claim=token, deadline=seconds, mailbox=letters.writing if mode == "waiting" else None)
 
     handover = Handover(signals=container.signals, letters=letters, show=show, report=container.report)
-    outcome = _attempt(container, handover)
+    try:
+        outcome = _attempt(container, handover)
+    except Exception as error:  # noqa: BLE001 - a fault of ours must not keep the application from starting
+        outcome = Failed(reason=Reason.RESTORE_FAILED, message=f"The init has a fault: {error!r}.", touched=True)
     if isinstance(outcome, Restored):
         return _run(container, outcome, letters)
     letters.close()
