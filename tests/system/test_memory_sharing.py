@@ -50,7 +50,7 @@ def test_parent_and_child(parent: Child, by_contents: bool) -> None:
     child = fork(parent, "for n in range(0, 300, 3): put(BASE + n * PAGE, b'child')")
     parent("for n in range(600, 1400): put(BASE + n * PAGE, b'parent')")
     host = {PARENT: HostPid(parent.pid), CHILD: child}
-    found = shared_pages({PARENT: None, CHILD: PARENT}, whole(*host), host_pids=host, by_contents=by_contents)
+    found = shared_pages({PARENT: None, CHILD: PARENT}, whole(*host), host_pids=host, by_contents=by_contents, close=0)
     expected = set(range(PAGES)) - set(range(0, 300, 3)) - set(range(600, 1400))
     assert pages(found, CHILD) == expected
     assert pages(found, PARENT) == expected
@@ -74,7 +74,7 @@ def test_three_generations(parent: Child, by_contents: bool) -> None:
     host = {PARENT: HostPid(parent.pid), CHILD: HostPid(pids[0]), GRANDCHILD: HostPid(pids[1])}
     tree = {PARENT: None, CHILD: PARENT, GRANDCHILD: CHILD}
     try:
-        found = shared_pages(tree, whole(*host), host_pids=host, by_contents=by_contents)
+        found = shared_pages(tree, whole(*host), host_pids=host, by_contents=by_contents, close=0)
     finally:
         parent(f"os.kill({pids[1]}, 9)")
     everything, written, zeroed = set(range(PAGES)), set(range(10)), set(range(20, 25))
@@ -96,9 +96,19 @@ def test_only_the_ranges_are_named(parent: Child) -> None:
     host = {PARENT: HostPid(parent.pid), CHILD: fork(parent)}
     mine = [Range(CHILD, BASE + 2 * n * PAGE, PAGE) for n in range(PAGES // 2)]
     upper = [Range(PARENT, BASE, 100 * PAGE)]
-    found = shared_pages({CHILD: PARENT}, [*mine, *upper], host_pids=host)
+    found = shared_pages({CHILD: PARENT}, [*mine, *upper], host_pids=host, close=0)
     assert pages(found, CHILD) == set(range(0, PAGES, 2))
     assert pages(found, PARENT) == set(range(100))
+
+
+def test_small_holes_are_named_too(parent: Child) -> None:
+    """Holes of up to the given number of pages do not cut a run, larger ones do."""
+    child = fork(parent, "for n in (10, 11, 12, 50, 51, 52, 53): put(BASE + n * PAGE, b'x')")
+    host = {PARENT: HostPid(parent.pid), CHILD: child}
+    found = shared_pages({CHILD: PARENT}, whole(*host), host_pids=host, close=3)
+    for pid in host:
+        assert pages(found, pid) == set(range(PAGES)) - {50, 51, 52, 53}
+    assert len(found) == 4
 
 
 def test_strangers_share_nothing(parent: Child) -> None:
@@ -133,12 +143,12 @@ def test_a_capture_leaves_sharing_as_it_was(parent: Child, tmp_path: Path, writt
     trees: list[dict[NsPid, NsPid | None]] = [{pid: None if pid == PARENT else PARENT for pid in host}]
     if workers > 1:
         trees.append({NsPid(11): NsPid(10)})
-    before = [shared_pages(tree, whole(*host), host_pids=host) for tree in trees]
+    before = [shared_pages(tree, whole(*host), host_pids=host, close=0) for tree in trees]
     fd = os.open(tmp_path, os.O_RDONLY)
     captured = capture(whole(*host), host_pids=host, folder=fd)
     os.close(fd)
     assert captured.stored == len(host) * PAGES * PAGE
-    assert [shared_pages(tree, whole(*host), host_pids=host) for tree in trees] == before
+    assert [shared_pages(tree, whole(*host), host_pids=host, close=0) for tree in trees] == before
     assert len(pages(before[0], PARENT)) >= PAGES - 2
     if workers > 1:
         assert pages(before[1], NsPid(10)) == set(range(PAGES)) - {0, 1}
