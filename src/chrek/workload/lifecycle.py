@@ -31,6 +31,8 @@ READY_FILE = "DYN_CHECKPOINT_READY_FILE"
 MARKER_FILE = "DYN_RESTORE_MARKER_FILE"
 DEFAULT_MARKER = "/tmp/dynamo-restored"
 
+READY_TEXT = "ready\nchrek.workload\n"
+"""The second line tells a restore that the process itself writes this file again, once its hooks are done."""
 POLL_SECONDS = 0.015
 """Between two looks at the marker; with the scheduler's slack this stays under 20 ms."""
 _SIGNAL_EVERY = 8
@@ -114,7 +116,7 @@ def write_ready(path: str) -> None:
     temporary = f"{path}.{os.getpid()}"
     try:
         with open(temporary, "w", encoding="ascii") as file:
-            file.write("ready")
+            file.write(READY_TEXT)
         os.replace(temporary, path)
     except OSError:
         _remove(temporary)
