@@ -30,7 +30,19 @@ from chrek.artifact.digest import FileEntry
 from chrek.errors import CaptureFailed, Reason
 from chrek.rootfs import fd as fds
 from chrek.rootfs import overlay as overlays
-from chrek.rootfs.member import MAX_PATH, ArchiveKind, Kind, Member, Segments, archive_header, encode, padding, trailer
+from chrek.rootfs.member import (
+    MAX_ATTRIBUTES,
+    MAX_MEMBERS,
+    MAX_PATH,
+    ArchiveKind,
+    Kind,
+    Member,
+    Segments,
+    archive_header,
+    encode,
+    padding,
+    trailer,
+)
 from chrek.rootfs.meta import Meta, Xattrs, read_xattrs
 from chrek.rootfs.output import BUFFER, ArchiveWriter
 from chrek.rootfs.overlay import NO_MARKS, Marks, Overlay
@@ -133,6 +145,8 @@ class _Packer:
     changed: list[str] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)
     content: int = 0
+    _members: int = 0
+    _attributes: int = 0
     _links: dict[tuple[int, int], bytes] = field(default_factory=dict)
     _pending: list[tuple[bytes, int, bool]] = field(default_factory=list)
     _writer: ArchiveWriter = field(init=False)
@@ -166,6 +180,13 @@ class _Packer:
 
     def _emit(self, member: Member) -> None:
         self._count(member.kind.name.lower())
+        self._members += 1
+        self._attributes += sum(len(value) for _, value in member.meta.xattrs)
+        if self._members > MAX_MEMBERS or self._attributes > MAX_ATTRIBUTES:
+            raise CaptureFailed(
+                Reason.FILE_NOT_CARRIED,
+                f"{self.name} would have more than {MAX_MEMBERS} files or {MAX_ATTRIBUTES} bytes of attributes.",
+            )
         self._writer.put(encode(member))
 
     # --- directories ---------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
+from chrek.errors import Reason, Refused
+
 _SYS_OPENAT2: Final = 437  # one number on every architecture (asm-generic/unistd.h)
 
 NO_XDEV: Final = 0x01
@@ -66,6 +68,8 @@ def openat2(dir_fd: int, path: bytes, flags: int, *, resolve: int, mode: int = 0
         if fd >= 0:
             return fd
         number = ctypes.get_errno()
+        if number == errno.ENOSYS:
+            raise Refused(Reason.KERNEL_TOO_OLD, "The kernel lacks openat2, which came with Linux 5.6.")
         if number not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename raced with the resolution
             raise OSError(number, os.strerror(number), path)
 

@@ -10,6 +10,7 @@ image's file from a changed one, and the capture is refused with `NO_OVERLAY`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -51,7 +52,14 @@ def container_overlay(pid: int, *, host_root: str = "/") -> Iterator[Overlay]:
 
     *host_root* is where this program sees the host's root directory. Raises `Refused` (`NO_OVERLAY`).
     """
-    merged = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        merged = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        gone = error.errno in (errno.ENOENT, errno.ESRCH)
+        raise Refused(
+            Reason.APP_NOT_FOUND if gone else Reason.NOT_SUPPORTED_HERE,
+            f"The root of process {pid} cannot be opened: {error.strerror}.",
+        ) from error
     try:
         mount = _mount_of(pid, merged)
         upper = _open_upper(mount, host_root)
