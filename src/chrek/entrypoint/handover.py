@@ -9,6 +9,7 @@ them, as the kernel drops them for a PID 1 without handlers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -75,6 +76,7 @@ class Handover:
         self._mode = "waiting"
         self._token = ""
         self._root = 0
+        self._logged = False
         self._root_status: int | None = None
         self._kept: list[Signal] = []
         self._ended: dict[int, int] = {}
@@ -169,7 +171,8 @@ class Handover:
         if letter.kind == "failed":
             return self._failed(letter.reason, letter.message)
         if letter.kind == "log":
-            _append_log(letter.data)
+            _append_log(letter.data, fresh=not self._logged)
+            self._logged = True
         if letter.kind == "ready" and self._mode == "claimed" and letter.root:
             self._root = letter.root
             self._set("accepted", HEARTBEAT_LIMIT)
@@ -221,8 +224,11 @@ def _parent(pid: int) -> int | None:
         return None
 
 
-def _append_log(data: bytes, path: str = "/tmp/criu-restore.log") -> None:
+def _append_log(data: bytes, *, fresh: bool, path: str = "/tmp/criu-restore.log") -> None:
     """Append to CRIU's log; nothing that another process planted there is followed, and no /tmp costs only the log."""
+    if fresh:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError:
