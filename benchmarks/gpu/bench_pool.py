@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-from chrek.workload.pool import Options, TensorPool, lane
+from chrek.workload.pool import Options, TensorPool
 from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import Digester
 
@@ -197,7 +197,6 @@ def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict
         target = Path(options.pop("directory", directory))
         cold = options.pop("cold", False)
         keep = options.pop("keep", False)
-        lane.EVENT_FLAGS = 3 if options.pop("block_on_events", False) else 2
         if "chunk" in options:
             options["chunk"] = int(options["chunk"] * MIB)
         pool.options = Options(**options)
@@ -262,21 +261,15 @@ def main() -> None:
     if arguments.tune:
         tries: list[dict[str, Any]] = [
             {"threads": threads, "chunk": chunk, "slots": slots, "keep": True}
-            for threads in (6, 8, 12, 16)
-            for chunk in (0.5, 1, 2, 4)
+            for threads in (8, 12, 16)
+            for chunk in (1, 2, 4, 8)
             for slots in (2, 3)
         ]
-        tries += [
-            {"threads": threads, "chunk": 2, "pinners": pinners, "keep": True}
-            for threads, pinners in ((10, 2), (14, 2), (13, 1))
-        ]
-        tries += [{"threads": threads, "chunk": 2, "keep": True, "block_on_events": True} for threads in (8, 12, 16)]
-        tries += [{"threads": threads, "chunk": chunk} for threads in (8, 12, 16) for chunk in (1, 2, 4)]
         round_trips(torch, arguments.tune, arguments.directory, [{}, *tries])
     if arguments.disk:
         os.makedirs(arguments.disk, exist_ok=True)
         place = {"directory": arguments.disk, "keep": True}
-        ways: list[dict[str, Any]] = [{}, {}, {"pinners": 2}, {"pinners": 16}, {"threads": 8}, {"cold": True}]
+        ways: list[dict[str, Any]] = [{}, {}, {"cold": True}]
         ways += [{"direct": "off", "cold": True}]
         round_trips(torch, 4, arguments.disk, [{**place, **way} for way in ways])
         subprocess.run(["rm", "-rf", arguments.disk], check=True)

@@ -26,7 +26,7 @@ best=$(python3 - "$out/limits.jsonl" <<'PY'
 import json, sys
 lines = [json.loads(line) for line in open(sys.argv[1]) if line.startswith('{"round_trip": 8')]
 best = min(lines, key=lambda line: line["back_to_output_s"])
-print(json.dumps({name: best[name] for name in ("threads", "chunk", "slots", "pinners") if name in best}))
+print(json.dumps({name: best[name] for name in ("threads", "chunk", "slots") if name in best}))
 PY
 )
 for size in 2 8 30 60; do $bench --directory /mnt/t --sizes $size --options "$best"; done >"$out/sizes.jsonl" 2>&1

@@ -29,9 +29,6 @@ NOT_READY: Final = 600
 PORTABLE: Final = 1
 """``CU_MEMHOSTREGISTER_PORTABLE``: pinned for every context, so one ring serves several GPUs."""
 
-READ_ONLY: Final = 8
-"""``CU_MEMHOSTREGISTER_READ_ONLY``: pinned pages that the GPU will not write to."""
-
 
 class Location(ctypes.Structure):
     """``CUmemLocation``."""

@@ -68,7 +68,7 @@ def create(directory: str, blob: Blob, number: int, direct: str) -> Output:
 
 def open_blob(path: str, direct: str) -> int:
     """Open a blob for reading, around the page cache if that is asked for or pays; raises `OSError`."""
-    if direct == OFF or (direct == AUTO and cached(path)):
+    if direct == OFF or (direct == AUTO and _cached(path)):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | DIRECT)
@@ -78,7 +78,7 @@ def open_blob(path: str, direct: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def cached(path: str) -> bool:
+def _cached(path: str) -> bool:
     """Whether the first page of a file is in the page cache; raises `OSError` if the file is not there."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

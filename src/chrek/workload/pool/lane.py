@@ -1,12 +1,16 @@
-"""What one thread of a transfer needs on the GPU: a stream, a pinned buffer, windows into the page cache.
+"""What one thread of a transfer needs on the GPU: a stream and a small pinned buffer.
 
 The pinned buffer is ordinary private memory that is registered with the driver, and not memory from
 ``cuMemHostAlloc``: that is shared memory, which CRIU moves on one thread, and takes 2.4 times as long to
 make (256 MiB: 0.15 s, in huge pages 0.06 s; H100, driver 580). It is made when it is first used and
 gone when the transfer ends, so a checkpoint never holds it.
 
-A `Window` pins pages of the page cache, so that the GPU reads a file's pages itself and the processor
-copies nothing.
+The buffer is small on purpose: pieces of 4 MiB stay in the processor's cache between the read and the
+copy to the GPU (16 MiB each: half the speed), and smaller ones cost more of Python than they gain.
+
+Rejected: pinning the pages of the files themselves, so that the processor copies nothing. The driver
+pins on one thread at a time, 1 GiB in 0.046 s, which ends at 17 GB/s (with 4 KiB pages 9), and slows
+the other threads' copies down; see docs/performance.md.
 """
 
 from __future__ import annotations
@@ -14,30 +18,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from chrek.workload.pool.cuda import NO_TIMING, NON_BLOCKING, PORTABLE, READ_ONLY
-from chrek.workload.pool.errors import CudaError
+from chrek.workload.pool.cuda import NO_TIMING, NON_BLOCKING, PORTABLE
 
 if TYPE_CHECKING:
     from chrek.workload.pool.cuda import Cuda
     from chrek.workload.pool.layout import Piece
 
-EVENT_FLAGS = NO_TIMING
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
-
 
 class Lane:
     """One thread's stream and pinned buffer of some slots, to be used in the device's context."""
 
-    def __init__(self, cuda: Cuda, number: int, slots: int, chunk: int) -> None:
-        self.number = number
+    def __init__(self, cuda: Cuda, slots: int, chunk: int) -> None:
         self.slots = slots
         self.chunk = chunk
         self._cuda = cuda
@@ -59,7 +52,7 @@ class Lane:
         self._memory, self.address = memory, address
         whole = memoryview(memory)
         self._views = [whole[slot * self.chunk : (slot + 1) * self.chunk] for slot in range(self.slots)]
-        self._events = [self._cuda.handle("cuEventCreate", EVENT_FLAGS) for _ in range(self.slots)]
+        self._events = [self._cuda.handle("cuEventCreate", NO_TIMING) for _ in range(self.slots)]
 
     def next(self) -> int:
         """The slot whose turn it is; its last copy may still be under way."""
@@ -101,45 +94,3 @@ class Lane:
             self._cuda.call("cuMemHostUnregister", self.address)
             with contextlib.suppress(BufferError):  # the traceback of a failed write still holds a view
                 self._memory.close()
-
-
-class Window:
-    """A file's pages, pinned for the GPU to read; an ordinary mapping to everyone else.
-
-    Pinned pages stay even if the file is cut short meanwhile. Raises `OSError`, or `CudaError` where
-    the driver or the file system cannot pin them.
-    """
-
-    def __init__(self, cuda: Cuda, path: str, size: int) -> None:
-        self._cuda = cuda
-        self._size = size
-        self._event = 0
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-        finally:
-            os.close(fd)
-        if address == _MAP_FAILED:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-        self.address = int(address)
-        try:
-            cuda.call("cuMemHostRegister_v2", self.address, size, READ_ONLY)
-        except CudaError:
-            _libc.munmap(self.address, size)
-            raise
-
-    def record(self, stream: int) -> None:
-        """Remember the copies started so far as those that read from here."""
-        self._event = self._cuda.handle("cuEventCreate", NO_TIMING)
-        self._cuda.call("cuEventRecord", self._event, stream)
-
-    def close(self) -> None:
-        """Wait for the copies, let the pages go."""
-        if self._event:
-            self._cuda.call("cuEventSynchronize", self._event)
-            self._cuda.call("cuEventDestroy_v2", self._event)
-        else:
-            self._cuda.call("cuCtxSynchronize")
-        self._cuda.call("cuMemHostUnregister", self.address)
-        _libc.munmap(self.address, self._size)

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from chrek.workload.pool import files
 from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import LANES, SHA256, digester
-from chrek.workload.pool.errors import CudaError, PoolCorrupt, PoolError
-from chrek.workload.pool.lane import Lane, Window
-from chrek.workload.pool.layout import BLOBS, BLOCK, Blob, Block, Index, Piece, Region, from_json, plan
+from chrek.workload.pool.errors import PoolCorrupt, PoolError
+from chrek.workload.pool.lane import Lane
+from chrek.workload.pool.layout import BLOBS, Blob, Block, Index, Piece, Region, from_json, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,15 +34,13 @@ class Options:
     """How to move bytes; the defaults are what was quickest on an H100 with 16 cores.
 
     `threads` serve all devices together. Each has a pinned buffer of `slots` times `chunk` bytes. `direct`
-    says whether to go around the page cache (`files.AUTO`, `files.ON`, `files.OFF`). `pinners` of the
-    threads read files by pinning their pages instead of copying them.
+    says whether to go around the page cache (`files.AUTO`, `files.ON`, `files.OFF`).
     """
 
-    threads: int = 16
+    threads: int = 12
     slots: int = 2
     chunk: int = 4 << 20
     direct: str = files.AUTO
-    pinners: int = 0
 
 
 @dataclass
@@ -98,7 +96,7 @@ def _in_threads(cuda: Cuda, blobs: Sequence[Blob], options: Options, work: Calla
         jobs = _Jobs(mine)
         queues.append(jobs)
         for number in range(min(len(mine), max(1, options.threads // len(devices)))):
-            lane = (number, options.slots, options.chunk)
+            lane = (options.slots, options.chunk)
             arguments = (cuda, device, jobs, work, lane)
             threads.append(threading.Thread(target=_thread, args=arguments, name=f"chrek-pool-{device}-{number}"))
     for thread in threads:
@@ -110,9 +108,7 @@ def _in_threads(cuda: Cuda, blobs: Sequence[Blob], options: Options, work: Calla
             raise jobs.error
 
 
-def _thread(
-    cuda: Cuda, device: int, jobs: _Jobs, work: Callable[[Lane, _Jobs], None], shape: tuple[int, int, int]
-) -> None:
+def _thread(cuda: Cuda, device: int, jobs: _Jobs, work: Callable[[Lane, _Jobs], None], shape: tuple[int, int]) -> None:
     try:
         with Primary(cuda, device), contextlib.closing(Lane(cuda, *shape)) as lane:
             work(lane, jobs)
@@ -269,45 +265,18 @@ class _Reader:
         self._cuda = cuda
         self._directory = directory
         self._hash = digest == SHA256
-        self._options = options
-        self._can_pin = not self._hash and options.direct != files.ON
+        self._direct = options.direct
 
     def __call__(self, lane: Lane, jobs: _Jobs) -> None:
-        windows: list[Window] = []
-        pins = lane.number < self._options.pinners
-        try:
-            for _, blob in jobs:
-                for block in blob.blocks:
-                    if block.zero:
-                        self._cuda.call("cuMemsetD8Async", block.address, 0, block.size, lane.stream)
-                if not blob.size:
-                    continue
-                path = os.path.join(self._directory, blob.name)
-                if not (pins and self._can_pin and files.cached(path) and self._pinned(lane, blob, path, windows)):
-                    self._buffered(lane, blob, path)
-        finally:
-            while windows:
-                windows.pop().close()
+        for _, blob in jobs:
+            for block in blob.blocks:
+                if block.zero:
+                    self._cuda.call("cuMemsetD8Async", block.address, 0, block.size, lane.stream)
+            if blob.size:
+                self._read(lane, blob, os.path.join(self._directory, blob.name))
 
-    def _pinned(self, lane: Lane, blob: Blob, path: str, windows: list[Window]) -> bool:
-        """Copy a blob out of the page cache itself; False if its pages cannot be pinned."""
-        try:
-            window = Window(self._cuda, path, blob.size)
-        except CudaError:
-            self._can_pin = False  # nor can those of the next file
-            return False
-        windows.append(window)
-        for piece in blob.pieces(BLOCK):
-            where = window.address + piece.offset
-            self._cuda.call("cuMemcpyHtoDAsync_v2", piece.address, where, piece.size, lane.stream)
-        window.record(lane.stream)
-        if len(windows) > lane.slots:
-            windows.pop(0).close()
-        return True
-
-    def _buffered(self, lane: Lane, blob: Blob, path: str) -> None:
-        """Copy a blob through the pinned buffer."""
-        fd = files.open_blob(path, self._options.direct)
+    def _read(self, lane: Lane, blob: Blob, path: str) -> None:
+        fd = files.open_blob(path, self._direct)
         digest = hashlib.sha256()
         try:
             for piece in blob.pieces(lane.chunk):
