@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chrek.entrypoint.environment import Block, Mode, OnFailure, Settings, Verify, parse
+from chrek.entrypoint.environment import Mode, OnFailure, Settings, Verify, parse
+from chrek.entrypoint.values import Block
 from chrek.errors import Reason, UsageError
 
 JOB = {

@@ -8,15 +8,18 @@ ended.
 It is the first process of every such container, so it starts in tens of milliseconds and imports
 little: no `dataclasses`, `typing`, `json` or `re` before the application runs.
 
-``__main__``     the start, step by step
-``environment``  what the variables ask for, or which of them is wrong
+``__main__``     the first lines: signals blocked, the package found
+``init``         PID 1's life, step by step
+``environment``  what the variables ask for, or which of them is wrong; ``values`` reads each by its type
 ``inherited``    what the runtime gave this process, before Python changed it
 ``child``        the application, from fork to exec
 ``terminal``     a controlling terminal handed on to it
 ``signals``      every signal as a readable event, and how it is forwarded
 ``supervise``    forward, reap, end as the application ended
 ``checkpointing`` a stale signal file before, a failed checkpoint's verdict after
-``restoring``    waiting for a restore, the hand-over, and what happens when it fails
+``restoring``    who restores, and what follows when nobody does
+``handover``     waiting for a restore and taking its tree over; ``letterbox`` reads the mailbox
+``clearing``     what a failed restore left: processes, changed files
 ``selfrestore``  the engine run from inside, as a child of PID 1
 ``report``       the log line, the termination message
 """

@@ -6,12 +6,13 @@ import _signal  # type: ignore[import-not-found] # what `signal` wraps, without 
 import os
 
 from chrek.entrypoint import checkpointing, child
-from chrek.entrypoint.environment import Block, Mode, Settings, parse
+from chrek.entrypoint.environment import Mode, Settings, parse
 from chrek.entrypoint.inherited import Inherited, command, inherited
 from chrek.entrypoint.report import Report, age
 from chrek.entrypoint.signals import SIGCHLD, bit, block_all, open_signals
 from chrek.entrypoint.supervise import exit_code, supervise
 from chrek.entrypoint.terminal import controlling_terminal, let_go
+from chrek.entrypoint.values import Block
 from chrek.errors import ChrekError, ExitCode, Reason, UsageError
 from chrek.system.initpublish import InitState, Publisher, high, process
 from chrek.system.record import record
