@@ -117,6 +117,22 @@ class Workspace:
             name, lambda pod: pod.status.phase in {"Succeeded", "Failed"}, what=f"pod {name} ended", seconds=seconds
         )
 
+    def wait_gone(self, name: str, *, seconds: float = 60) -> None:
+        """Watch a pod until it is deleted."""
+        selector = f"metadata.name={name}"
+        found = self.core.list_namespaced_pod(self.namespace, field_selector=selector)
+        if not found.items:
+            return
+        events = kubernetes.watch.Watch().stream(
+            self.core.list_namespaced_pod,
+            self.namespace,
+            field_selector=selector,
+            resource_version=found.metadata.resource_version,
+            timeout_seconds=int(seconds),
+        )
+        with contextlib.closing(events):
+            assert any(event["type"] == "DELETED" for event in events), f"pod {name} is still there"
+
     def logs(self, name: str, container: str = "main") -> str:
         """What a container has written so far."""
         return str(self.core.read_namespaced_pod_log(name, self.namespace, container=container))

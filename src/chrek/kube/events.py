@@ -12,7 +12,7 @@ from chrek.kube.api import CONFLICT, TIMEOUT, Api, ApiFailed, calling
 from chrek.kube.pods import Pod
 
 _LONGEST: Final = 1024
-"""Characters of a message that the API server takes."""
+"""Bytes of a message that the API server takes (its validation calls them characters)."""
 
 
 class EventReason(StrEnum):
@@ -64,7 +64,7 @@ class Events:
         Raises:
             ApiFailed: the API server refused or did not answer.
         """
-        text = message if len(message) <= _LONGEST else message[: _LONGEST - 1] + "…"
+        text = _cut(message, _LONGEST)
         now = dt.datetime.now(dt.UTC)
         body = {
             "metadata": {"name": self._name(pod, reason, text, container_id), "namespace": pod.namespace},
@@ -100,11 +100,17 @@ class Events:
         Raises:
             ApiFailed: as `post`.
         """
-        room = _LONGEST - len(error.reason.code) - len(error.cure) - 3
-        what = error.message if len(error.message) <= room else error.message[: max(0, room - 1)] + "…"
+        frame = f"{error.reason.code}:  {error.cure}"
+        what = _cut(error.message, _LONGEST - len(frame.encode()))
         self.post(pod, reason, f"{error.reason.code}: {what} {error.cure}", container_id=container_id)
 
     def _name(self, pod: Pod, reason: EventReason, message: str, container_id: str) -> str:
         said = f"{pod.uid}\x00{container_id}\x00{reason}\x00{message}"
         # A pod's name has up to 253 characters, and so has an event's.
         return f"{pod.name[:200].rstrip('.-')}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+
+def _cut(text: str, room: int) -> str:
+    """Return *text* in at most *room* bytes, with dots where something is missing."""
+    data = text.encode()
+    return text if len(data) <= room else data[: max(0, room - 3)].decode(errors="ignore") + "..."

@@ -100,7 +100,7 @@ def annotate(api: Api, pod: Pod, annotations: Mapping[str, str | None]) -> None:
     The pod's uid goes with the patch, so that a successor of the same name is never written on.
 
     Raises:
-        ApiFailed: status 404 or 409 when the pod is gone or was replaced.
+        ApiFailed: status 404 when the pod is gone, 422 when another one has its name.
     """
     patch = {"metadata": {"uid": pod.uid, "annotations": dict(annotations)}}
     with calling(f"annotate pod {pod}"):

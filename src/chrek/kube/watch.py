@@ -12,7 +12,8 @@ What the informer lacks is added where it calls the API:
 - it asks again at once, thousands of times a second, while the API server is away: attempts are spaced;
 - it does not say when its first list is complete: the first watch request says so;
 - a watch without an end on a connection that died silently would wait for ever: the server ends each
-  after `WATCH_SECONDS`, and a little later so do we.
+  after `WATCH_SECONDS`, and a little later so do we;
+- a stop that comes between a request and its answer is forgotten: the answer's connection is cut here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
+import random
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -30,7 +34,7 @@ from chrek.kube.pods import Pod, from_model
 _informer: Any = importlib.import_module("kubernetes.informer")
 
 WATCH_SECONDS: Final = 300
-_LONGEST_PAUSE: Final = 30.0
+_LONGEST_PAUSE: Final = 10.0
 _FIRST_PAUSE: Final = 0.25
 
 
@@ -62,12 +66,15 @@ class PodWatch:
         self._stopping = threading.Event()
         self._synced = threading.Event()
         self._failures = 0
+        self._answer: Any = None
         self._informer = _informer.SharedInformer(
             self._spaced_list(), namespace=namespace, field_selector=f"spec.nodeName={node}"
         )
         for kind in (_informer.ADDED, _informer.MODIFIED):
-            self._informer.add_event_handler(kind, lambda model: on_pod(from_model(model)))
-        self._informer.add_event_handler(_informer.DELETED, lambda model: on_gone(from_model(model)))
+            self._informer.add_event_handler(kind, self._reporting(on_pod))
+        self._informer.add_event_handler(_informer.DELETED, self._reporting(on_gone))
+        # Each of its attempts is told to `on_trouble`; its own tracebacks say nothing more.
+        logging.getLogger("kubernetes.informer.informer").setLevel(logging.CRITICAL)
 
     def start(self) -> None:
         """Start to follow."""
@@ -76,6 +83,7 @@ class PodWatch:
     def stop(self) -> None:
         """Stop; no callback runs any more when this returns."""
         self._stopping.set()
+        self._cut()
         self._informer.stop()
 
     def wait_until_synced(self, seconds: float) -> bool:
@@ -102,13 +110,35 @@ class PodWatch:
                 self._pause(error)
                 raise
             self._failures = 0
+            if options.get("watch"):
+                self._answer = answer
+                if self._stopping.is_set():
+                    self._cut()
             return answer
 
         return ask
 
+    def _reporting(self, callback: Callable[[Pod], None]) -> Callable[[Any], None]:
+        def handle(model: Any) -> None:  # noqa: ANN401 - the client's V1Pod
+            try:
+                callback(from_model(model))
+            except Exception as error:  # noqa: BLE001 - the informer would only log it
+                self._on_trouble(f"Pod {model.metadata.namespace}/{model.metadata.name}: {error!r}")
+
+        return handle
+
+    def _cut(self) -> None:
+        """End the watch that is being read: only a shutdown wakes a thread that waits inside TLS."""
+        connection = getattr(self._answer, "connection", None)
+        if connection is not None and connection.sock is not None:
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
     def _pause(self, error: Exception) -> None:
-        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._failures)
+        longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._failures)
+        # Spread, so that the agents of all nodes do not come back in step.
+        pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._failures = min(self._failures + 1, 16)
         with contextlib.suppress(Exception):
-            self._on_trouble(f"The API server cannot be asked for pods; next attempt in {pause:g} s: {error}")
+            self._on_trouble(f"The API server cannot be asked for pods; next attempt in {pause:.1f} s: {error}")
         self._stopping.wait(pause)

@@ -10,6 +10,8 @@ from . import api, processes
 from .errors import ClusterError
 from .layout import CRI_SOCKET, NODE, Layout
 
+_WATCHERS = ("kube-controller-manager", "kube-scheduler", "kubelet")
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -65,9 +67,19 @@ class Cluster:
         processes.stop(self.layout, [program], grace=grace)
 
     def start(self, program: str) -> None:
-        """Start a program again that was stopped, and wait until it serves."""
+        """Start a program again that was stopped, and wait until it serves.
+
+        Those that watch the API server wait longer after each time it was away, up to 30 s, and everything a
+        test does next would wait with them: they are started anew with it.
+        """
         processes.start(self.layout, program)
         self.wait_until_serving(program)
+        if program == "kube-apiserver":
+            watchers = [name for name in _WATCHERS if name in processes.alive(self.layout)]
+            processes.stop(self.layout, watchers, grace=0)
+            for name in watchers:
+                processes.start(self.layout, name)
+            self.wait_until_serving("kubelet")
 
     def restart(self, program: str, *, grace: float = 5.0) -> None:
         """Stop and start; pods live on through all of them."""

@@ -1,0 +1,117 @@
+"""One node at a time writes a checkpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from chrek.errors import CaptureFailed, Reason, Refused
+from chrek.kube import Api, CheckpointLease
+from chrek.kube.leases import lease_name
+from cluster.workspace import Workspace
+
+SHORT = 2
+
+
+@pytest.fixture
+def api(workspace: Workspace) -> Iterator[Api]:
+    """A connection as administrator."""
+    connection = Api.connect(workspace.cluster.kubeconfig)
+    yield connection
+    connection.close()
+
+
+def lease(workspace: Workspace, api: Api, holder: str, checkpoint_id: str = "Model_1") -> CheckpointLease:
+    """A lease of a short duration, with an id that is no name of an object."""
+    return CheckpointLease(
+        api, namespace=workspace.namespace, checkpoint_id=checkpoint_id, holder=holder, duration=SHORT
+    )
+
+
+def _leases(workspace: Workspace, api: Api) -> list[str]:
+    return [each.metadata.name for each in api.coordination.list_namespaced_lease(workspace.namespace).items]
+
+
+def test_second_node_is_refused_while_the_first_is_alive(workspace: Workspace, api: Api) -> None:
+    """It is told who writes; another id is free; afterwards nothing is left."""
+    with lease(workspace, api, "node-a") as first:
+        with pytest.raises(Refused, match="node-a") as caught, lease(workspace, api, "node-b"):
+            pass
+        assert caught.value.reason is Reason.CAPTURE_IN_PROGRESS
+        with lease(workspace, api, "node-b", "another"):
+            assert len(_leases(workspace, api)) == 2
+        first.check()
+    assert _leases(workspace, api) == []
+
+
+def test_lease_of_a_dead_node_is_taken_over(workspace: Workspace, api: Api) -> None:
+    """Nobody renews: after its duration, and not before, another node has it."""
+    dead = lease(workspace, api, "node-a")
+    dead._create()
+    started = time.monotonic()
+    with lease(workspace, api, "node-b") as second:
+        assert time.monotonic() - started >= SHORT - 0.5
+        second.check()
+
+
+def test_restarted_agent_goes_on_with_its_own_lease_at_once(workspace: Workspace, api: Api) -> None:
+    """The same holder does not wait for itself."""
+    lease(workspace, api, "node-a")._create()
+    started = time.monotonic()
+    with lease(workspace, api, "node-a"):
+        assert time.monotonic() - started < 1
+
+
+def test_holder_that_was_overtaken_learns_it(workspace: Workspace, api: Api) -> None:
+    """A holder whose lease somebody else has is told before it publishes, and does not delete the other's."""
+    first = lease(workspace, api, "node-a")
+    with first:
+        found = first._read()
+        found.spec.holder_identity = "node-b"
+        api.coordination.replace_namespaced_lease(lease_name("Model_1"), workspace.namespace, found)
+        assert first._lost.wait(SHORT * 2)
+        with pytest.raises(CaptureFailed) as caught:
+            first.check()
+    assert caught.value.reason is Reason.LEASE_LOST
+    assert first._read().spec.holder_identity == "node-b"
+
+
+def test_lease_survives_a_short_absence_of_the_api_server_and_not_a_long_one(workspace: Workspace, api: Api) -> None:
+    """Renewals that fail for less than the duration are made up for; longer ones count as lost."""
+    held = CheckpointLease(api, namespace=workspace.namespace, checkpoint_id="x", holder="node-a", duration=12)
+    with held:
+        workspace.cluster.restart("kube-apiserver", grace=0)
+        held.check()
+    with lease(workspace, api, "node-a") as short:
+        workspace.cluster.stop("kube-apiserver", grace=0)
+        try:
+            assert short._lost.wait(SHORT * 4)
+        finally:
+            workspace.cluster.start("kube-apiserver")
+
+
+def test_of_many_at_once_one_wins(workspace: Workspace, api: Api) -> None:
+    """Eight nodes that start together: one has the lease, seven are refused."""
+    barrier, finish = threading.Barrier(8), threading.Event()
+    outcomes: list[str] = []
+
+    def node(number: int) -> None:
+        barrier.wait()
+        try:
+            with lease(workspace, api, f"node-{number}"):
+                outcomes.append("won")
+                finish.wait(30)
+        except Refused:
+            outcomes.append("refused")
+            if outcomes.count("refused") == 7:
+                finish.set()
+
+    threads = [threading.Thread(target=node, args=(number,)) for number in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sorted(outcomes) == ["refused"] * 7 + ["won"]
