@@ -7,10 +7,11 @@ import hashlib
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from chrek.rootfs import fd as fds
 
@@ -121,6 +122,42 @@ EVENTS = frozenset(
 )
 
 
+class FailingChange:
+    """Makes the *at*-th change of the file system inside its block fail with *error*, as `run_killed` counts."""
+
+    def __init__(self, at: int, error: int) -> None:
+        self._left = at
+        self._error = error
+        self._active = False
+        self.failed = False
+        sys.addaudithook(self._count)  # there is no way to remove one: it does nothing outside the block
+
+    def _count(self, event: str, _args: object) -> None:
+        if self._active and event in EVENTS:
+            self._left -= 1
+            if self._left == 0:
+                self.failed = True
+                raise OSError(self._error, os.strerror(self._error))
+
+    def __enter__(self) -> Self:
+        self._write_all = fds.write_all
+        fds.write_all = self._half_write
+        self._active = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._active = False
+        fds.write_all = self._write_all
+
+    def _half_write(self, fd: int, data: bytes | memoryview) -> None:
+        try:
+            self._count("open", None)
+        except OSError:
+            self._write_all(fd, data[: len(data) // 2])
+            raise
+        self._write_all(fd, data)
+
+
 def run_killed(action: Callable[[], object], at: int) -> bool:
     """Run *action* in a process that kills itself before its *at*-th change of the file system.
 
@@ -138,8 +175,6 @@ def run_killed(action: Callable[[], object], at: int) -> bool:
 
 
 def _run_counted(action: Callable[[], object], at: int) -> None:
-    import sys
-
     left = at
 
     def count(event: str, _args: object) -> None:

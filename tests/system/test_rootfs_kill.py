@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import zlib
@@ -13,6 +14,7 @@ import pytest
 from chrek.errors import Reason, Refused, RestoreFailed
 from chrek.rootfs import Archive, Journal, Overlay, apply, diff_overlay, put_file, read_archive, take_file
 from rootfs_trees import (
+    FailingChange,
     OverlayMount,
     Snapshot,
     differences,
@@ -107,6 +109,39 @@ def test_killed_at_every_change_while_applying(scene: tuple[Archive, OverlayMoun
     assert at > 80
     assert recover(target.merged)
     assert differences(before, snapshot(target.merged)) == []
+
+
+@pytest.mark.parametrize(("error", "reason"), [(errno.ENOSPC, Reason.NO_SPACE), (errno.EIO, Reason.FILES_NOT_APPLIED)])
+def test_failing_at_every_change_while_applying(
+    scene: tuple[Archive, OverlayMount], error: int, reason: Reason
+) -> None:
+    """A full or broken disk at any change or half way through any write: the file is named, and undo takes all back."""
+    archive, target = scene
+    before = snapshot(target.merged)
+    at, failed = 1, True
+    while failed:
+        with directory(target.merged) as fd, Journal(fd) as journal:
+            with FailingChange(at, error) as failure:
+                caught = _outcome(archive, journal)
+            failed = failure.failed
+            if failed:
+                assert caught is not None
+                assert caught.reason is reason
+                assert "/" in caught.message
+            put_file(journal, b"stays/f", b"the log is still good")
+            journal.undo()
+        assert differences(before, snapshot(target.merged)) == [], f"failed at change {at}"
+        at += 1
+    assert at > 70
+
+
+def _outcome(archive: Archive, journal: Journal) -> RestoreFailed | None:
+    try:
+        apply(archive, journal)
+        put_file(journal, b"stays/f", b"a marker over a file")
+    except RestoreFailed as error:
+        return error
+    return None
 
 
 def test_killed_at_every_change_while_undoing(scene: tuple[Archive, OverlayMount]) -> None:

@@ -163,12 +163,24 @@ class Journal:
         meta = Meta.of(status, read_xattrs(self.root))
         os.mkdir(self._name, 0o700, dir_fd=self.root)
         self._dir = fds.open_beneath(self.root, self._name)
-        os.mkdir(_SAVED, 0o700, dir_fd=self._dir)
-        self._saved = fds.open_beneath(self._dir, _SAVED)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._log = os.open(_LOG, flags, 0o600, dir_fd=self._dir)
-        self._write("keep", b"", meta=meta)
+        try:
+            os.mkdir(_SAVED, 0o700, dir_fd=self._dir)
+            self._saved = fds.open_beneath(self._dir, _SAVED)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._log = os.open(_LOG, flags, 0o600, dir_fd=self._dir)
+            self._write("keep", b"", meta=meta)
+        except OSError:
+            self._abandon(status.st_mtime_ns)
+            raise
         self._kept.add(b"")
+
+    def _abandon(self, mtime: int) -> None:
+        """Take away a journal that could not be begun, so that the next change begins a whole one."""
+        for fd in (self._log, self._saved):
+            if fd >= 0:
+                os.close(fd)
+        self._log = self._saved = -1
+        self._drop(mtime)
 
     def _write(self, record: str, path: bytes, *, number: int = 0, meta: Meta | None = None) -> None:
         fields: dict[str, Any] = {"do": record, "path": path.decode("latin-1")}
@@ -178,7 +190,12 @@ class Journal:
             fields["meta"] = [meta.mode, meta.uid, meta.gid, meta.mtime_ns]
             fields["xattrs"] = {name: base64.b64encode(value).decode() for name, value in meta.xattrs}
         text = json.dumps(fields).encode()
-        fds.write_all(self._log, b"%08x %s\n" % (zlib.crc32(text), text))
+        before = os.fstat(self._log).st_size
+        try:
+            fds.write_all(self._log, b"%08x %s\n" % (zlib.crc32(text), text))
+        except OSError:
+            os.truncate(self._log, before)  # part of a line before another one would damage the log
+            raise
 
     # --- the end -------------------------------------------------------------------------------
 
