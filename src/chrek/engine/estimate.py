@@ -57,7 +57,7 @@ def estimate(subject: Subject, volumes: Iterable[str], *, mode: Literal["auto", 
     for pid in subject.tree:
         own, all_ = _memory(pid)
         private, total = private + own, total + all_
-    possible = _lazy_limit()
+    possible = lazy_limit()
     if mode == "lazy" and private > possible:
         message = f"A lazy dump of {private} bytes needs more open files than allowed: {possible} bytes at most."
         raise Refused(Reason.NOT_SUPPORTED_HERE, message, cure="Raise the hard limit of open files, or dump plainly.")
@@ -106,7 +106,7 @@ def _used(directory: int) -> int:
     return total
 
 
-def _lazy_limit() -> int:
+def lazy_limit() -> int:
     """Return how many bytes a lazy dump can hold under the limit of open files."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
