@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from chrek.workload.pool import Options, TensorPool
 from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import Digester
+from chrek.workload.pool.places import home
 
 GB = 1_000_000_000
 MIB = 1 << 20
@@ -201,7 +202,7 @@ def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict
             options["chunk"] = int(options["chunk"] * MIB)
         pool.options = Options(**options)
         if not keep:
-            subprocess.run(["rm", "-rf", str(target / "blobs"), str(target / "weights.json")], check=True)
+            subprocess.run(["rm", "-rf", str(target / home("weights"))], check=True)
         out = [0.0]
         report_out = pool.offload(str(target))
         out[0] = sum(report_out.seconds.values())
@@ -226,7 +227,7 @@ def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict
             back={k: round(v, 3) for k, v in report_in.seconds.items()},
             exact=torch.equal(result, reference),
         )
-    subprocess.run(["rm", "-rf", str(Path(directory, "blobs"))], check=True)
+    subprocess.run(["rm", "-rf", str(Path(directory, home("weights")))], check=True)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from chrek.system.ids import HostPid
 from chrek.workload.pool import PoolCorrupt, TensorPool
 from chrek.workload.pool.digest import reference
 from chrek.workload.pool.layout import BLOBS, from_json
+from chrek.workload.pool.places import home
 from gpu import harness
 
 Start = Callable[[str], Popen[str]]
@@ -99,10 +100,10 @@ def test_the_kernel_computes_the_definition(torch: Torch, shm: Path) -> None:
     driver.cuMemcpyHtoD_v2(ctypes.c_uint64(address), data, ctypes.c_size_t(len(data)))
     torch.cuda.synchronize()
     pool.offload(str(shm))
-    index = from_json((shm / "weights.json").read_text())
+    index = from_json((shm / home("weights") / "index.json").read_text())
     assert index.digest == "lanes128"
     assert index.blobs[0].blocks[0].digest == reference(data + bytes(2 * MIB - len(data)))
-    blob = next((shm / BLOBS).iterdir())
+    blob = next((shm / home("weights") / BLOBS).iterdir())
     assert blob.read_bytes()[: len(data)] == data
 
 
@@ -113,7 +114,7 @@ def test_a_damaged_file(torch: Torch, shm: Path) -> None:
         tensor = torch.randn(64 * MIB, device="cuda")
     reference_tensor = tensor.clone()
     pool.offload(str(shm))
-    blob = next((shm / BLOBS).iterdir())
+    blob = next((shm / home("weights") / BLOBS).iterdir())
     for attempt in range(2):
         with blob.open("r+b") as file:
             file.seek(12345)
@@ -145,7 +146,7 @@ def test_caches_and_later_allocations(torch: Torch, shm: Path) -> None:
         with weights:
             extra = torch.full((MIB,), 3.0, device="cuda")
         assert extra.sum().item() == 3.0 * MIB
-    assert not (shm / "cache.json").exists()
+    assert not (shm / home("cache")).exists()
 
 
 def test_twenty_round_trips(torch: Torch, shm: Path) -> None:

@@ -19,6 +19,7 @@ from chrek.workload.pool import files as pool_files
 from chrek.workload.pool.cuda import SIGNATURES
 from chrek.workload.pool.digest import reference
 from chrek.workload.pool.layout import BLOBS, BLOCK, from_json
+from chrek.workload.pool.places import home
 from gpu import cudastandin
 
 pytestmark = pytest.mark.skipif(cudastandin.compiler() is None, reason="needs a C compiler for the stand-in driver")
@@ -48,6 +49,11 @@ def make_pool(standin: cudastandin.StandIn, *, contents: bool = True, direct: st
     """A pool over the stand-in; three threads, so that they have to share."""
     options = Options(threads=3, direct=direct, chunk=MIB)
     return TensorPool(contents=contents, library=str(standin.library), options=options)
+
+
+def own(base: Path, name: str = "weights") -> Path:
+    """The directory of this process's pool."""
+    return base / home(name)
 
 
 def write(address: int, data: bytes) -> None:
@@ -89,7 +95,7 @@ def test_without_the_kernel_sha256_takes_its_place(standin: cudastandin.StandIn,
     pool = make_pool(standin)
     held = fill_pool(pool)
     pool.offload(str(tmp_path))
-    assert json.loads((tmp_path / "weights.json").read_text())["digest"] == "sha256"
+    assert json.loads((own(tmp_path) / "index.json").read_text())["digest"] == "sha256"
     pool.onload(str(tmp_path))
     assert intact(held)
     pool.offload(str(tmp_path))
@@ -100,7 +106,7 @@ def test_without_the_kernel_sha256_takes_its_place(standin: cudastandin.StandIn,
 
 def damage(directory: Path) -> Path:
     """Change one byte of one blob."""
-    blob = max((directory / BLOBS).iterdir(), key=lambda path: path.stat().st_size)
+    blob = max((own(directory) / BLOBS).iterdir(), key=lambda path: path.stat().st_size)
     with blob.open("r+b") as file:
         file.seek(blob.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -128,7 +134,7 @@ def test_a_file_cut_short(standin: cudastandin.StandIn, tmp_path: Path) -> None:
     pool = make_pool(standin)
     fill_pool(pool)
     pool.offload(str(tmp_path))
-    os.truncate(next((tmp_path / BLOBS).iterdir()), MIB)
+    os.truncate(next((own(tmp_path) / BLOBS).iterdir()), MIB)
     with pytest.raises(PoolError, match="lacks 1 of"):
         pool.onload(str(tmp_path))
 
@@ -163,7 +169,7 @@ def test_a_failing_call_on_the_way_out(standin: cudastandin.StandIn, tmp_path: P
     standin.forgive()  # a call that is made less often has not failed yet
     pool.onload(str(tmp_path))
     assert intact(held)
-    assert not [name for name in os.listdir(tmp_path / BLOBS) if name.startswith(".")]
+    assert not [name for name in os.listdir(own(tmp_path) / BLOBS) if name.startswith(".")]
 
 
 @pytest.mark.parametrize("call", ["cuMemUnmap", "cuMemRelease"])
@@ -241,16 +247,15 @@ def test_equal_contents_are_stored_once(standin: cudastandin.StandIn, tmp_path: 
     pool.onload()
     assert pool.offload(str(tmp_path / "a")).moved == 0
     pool.onload()
-    pool.known = (str(tmp_path / "none"), str(tmp_path / "a"))
+    pool.known = (str(tmp_path / "none"), str(own(tmp_path / "a")))
     assert pool.offload(str(tmp_path / "b")).moved == 0
-    blob = next((tmp_path / "b" / BLOBS).iterdir())
+    blob = next((own(tmp_path / "b") / BLOBS).iterdir())
     assert blob.stat().st_nlink == 2
 
 
 def test_changed_contents_replace_the_old_files(standin: cudastandin.StandIn, tmp_path: Path) -> None:
-    """Saving over an earlier state leaves only the files of the new one, and those of other pools."""
-    pool, other = make_pool(standin), make_pool(standin)
-    other.name = "adapters"
+    """Saving over an earlier state leaves only the files of the new one; other pools have their own."""
+    pool, other = make_pool(standin), TensorPool("adapters", library=str(standin.library))
     held = fill_pool(pool, (2 * MIB, 2 * MIB))
     fill_pool(other, (2 * MIB,), seed=9)
     other.offload(str(tmp_path))
@@ -258,7 +263,8 @@ def test_changed_contents_replace_the_old_files(standin: cudastandin.StandIn, tm
     pool.onload()
     write(next(iter(held)), b"changed")
     pool.offload(str(tmp_path))
-    assert len(os.listdir(tmp_path / BLOBS)) == 3
+    assert len(os.listdir(own(tmp_path) / BLOBS)) == 2
+    assert len(os.listdir(own(tmp_path, "adapters") / BLOBS)) == 1
 
 
 def test_caches_are_dropped_and_not_saved(standin: cudastandin.StandIn) -> None:
@@ -331,7 +337,7 @@ def test_a_full_disk(standin: cudastandin.StandIn, tmp_path: Path, monkeypatch: 
         pool.offload(str(tmp_path))
     assert intact(held)
     assert pool.resident
-    assert not [name for name in os.listdir(tmp_path / BLOBS) if name.startswith(".")]
+    assert not [name for name in os.listdir(own(tmp_path) / BLOBS) if name.startswith(".")]
 
 
 def test_too_little_space_is_seen_before_writing(
@@ -352,7 +358,7 @@ def test_digest_against_the_definition(standin: cudastandin.StandIn, tmp_path: P
     data = random.Random(5).randbytes(MIB // 4) + bytes(2 * MIB - MIB // 4)
     write(pool.allocate(len(data)), data)
     pool.offload(str(tmp_path))
-    index = from_json((tmp_path / "weights.json").read_text())
+    index = from_json((own(tmp_path) / "index.json").read_text())
     assert index.blobs[0].blocks[0].digest == reference(data)
 
 
@@ -398,7 +404,7 @@ def test_no_place_for_the_files(standin: cudastandin.StandIn, tmp_path: Path, mo
     fill_pool(pool, (2 * MIB,))
     pool.offload()
     (tmp_path / "own").rename(tmp_path / "lost")
-    with pytest.raises(PoolError, match=f"{tmp_path}/own lacks 1 of 1 files"):
+    with pytest.raises(PoolError, match=r"own/weights\.\d+ lacks 1 of 1 files"):
         pool.onload()
 
 

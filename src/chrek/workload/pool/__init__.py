@@ -6,7 +6,8 @@ sleep mode). Standard library and the application's own PyTorch only.
 
 from chrek.workload.pool.errors import CudaError, PoolCorrupt, PoolError
 from chrek.workload.pool.layout import Index, Region
-from chrek.workload.pool.tensors import TensorPool, handover_directory
+from chrek.workload.pool.places import handover_directory
+from chrek.workload.pool.tensors import TensorPool
 from chrek.workload.pool.transfer import Options, Report, load, save
 
 __all__ = [

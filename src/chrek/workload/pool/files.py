@@ -106,7 +106,7 @@ def read(fd: int, view: memoryview, offset: int, path: str) -> None:
 def reuse(directory: str, blobs: Iterable[Blob], known: Sequence[str]) -> list[Blob]:
     """The blobs that have to be written; the others are in `directory` already or could be linked.
 
-    `known` are directories of other checkpoints on the same file system. A file counts by name and
+    `known` are directories of pools in other checkpoints on the same file system. A file counts by name and
     size; its contents are checked by digest when they are read back.
     """
     missing = []
@@ -136,9 +136,9 @@ def _link(directory: str, blob: Blob, known: Sequence[str]) -> bool:
     return False
 
 
-def prune(directory: str, index: Index, others: Iterable[Index]) -> None:
-    """Remove blobs that neither `index` nor another pool of the same directory names, and unfinished ones."""
-    wanted = {blob.name for one in (index, *others) for blob in one.stored()}
+def prune(directory: str, index: Index) -> None:
+    """Remove blobs that `index` does not name, and unfinished ones."""
+    wanted = {blob.name for blob in index.stored()}
     for entry in os.listdir(directory):
         if entry not in wanted:
             with contextlib.suppress(FileNotFoundError):

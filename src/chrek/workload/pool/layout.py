@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,6 +27,7 @@ BLOCK: Final = 8 << 20
 """Bytes of a digest: 60 GB are 7500 blocks, an index of 0.3 MB, and 20 ms of Python."""
 BLOB: Final = 64 << 20
 BLOBS: Final = "blobs"
+INDEX: Final = "index.json"
 
 
 class Region(NamedTuple):
@@ -92,12 +94,13 @@ class Blob:
 
 @dataclass
 class Index:
-    """A saved pool: its regions, its blobs, and how its digests were made."""
+    """A saved pool: its regions, its blobs, how its digests were made, and whose memory it is."""
 
     pool: str
     digest: str
     regions: list[Region]
     blobs: list[Blob] = field(default_factory=list)
+    pid: int = field(default_factory=os.getpid)
 
     @property
     def size(self) -> int:
@@ -113,6 +116,7 @@ class Index:
         value = {
             "format": FORMAT,
             "pool": self.pool,
+            "pid": self.pid,
             "digest": self.digest,
             "regions": [[region.device, f"{region.address:#x}", region.size] for region in self.regions],
             "blobs": [
@@ -153,6 +157,7 @@ def from_json(text: str) -> Index:
             digest=str(value["digest"]),
             regions=[Region(int(d), int(a, 16), int(s)) for d, a, s in value["regions"]],
             blobs=[_blob(blob) for blob in value["blobs"]],
+            pid=int(value["pid"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PoolError(f"the index cannot be read: {error!r}") from error

@@ -26,12 +26,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import json
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from chrek.workload.pool import files, memory
+from chrek.workload.pool import files, memory, places
 from chrek.workload.pool.cuda import LIBRARY, Cuda, Primary
 from chrek.workload.pool.errors import PoolError
 from chrek.workload.pool.layout import Index, Region
@@ -40,10 +39,6 @@ from chrek.workload.pool.transfer import Options, Report, load, save
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DIRECTORY_VARIABLE: Final = "CHREK_POOL_DIRECTORY"
-HANDOVER: Final = ".handover"
-MARKER_KEY: Final = "gpu_directory"
-
 _ALLOCATE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
 _FREE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
 
@@ -51,7 +46,7 @@ _FREE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, 
 class TensorPool:
     """GPU memory that ChReK owns.
 
-    `name` becomes a file name and has to be unique in the application. With ``contents=False`` the
+    `name` becomes part of a file name and has to be unique in the process. With ``contents=False`` the
     bytes are dropped and not saved (caches, workspaces): `onload` gives the addresses fresh memory of
     undefined contents. `devices` are the device ordinals that PyTorch may allocate on inside the
     ``with`` block; without it, the current device. `known` are directories of other checkpoints whose
@@ -68,9 +63,8 @@ class TensorPool:
         known: Sequence[str] = (),
         library: str = LIBRARY,
     ) -> None:
-        if not name.replace("-", "").replace("_", "").isalnum():
-            raise PoolError(f"{name!r} cannot be a pool's name: letters, digits, - and _ only")
         self.name = name
+        self._home = places.home(name)
         self.contents = contents
         self.known = tuple(known)
         self.options = options or Options()
@@ -177,7 +171,7 @@ class TensorPool:
     def offload(self, directory: str | None = None) -> Report:
         """Save the contents and give the GPU memory back; addresses stay.
 
-        `directory` is by default the checkpoint's handover directory (`handover_directory`). Raises
+        `directory` is by default the checkpoint's handover directory (`places.handover_directory`). Raises
         `PoolError`; the pool is as before then.
         """
         with self._lock:
@@ -188,11 +182,12 @@ class TensorPool:
             with report.phase("idle"):
                 self._synchronise(segments)
             if self.contents:
-                target = directory or handover_directory()
+                base = directory or places.handover_directory()
+                target = os.path.join(base, self._home)
                 regions = sorted(Region(s.device, s.address, s.size) for s in segments)
                 index, saved = save(self._cuda, regions, target, pool=self.name, options=self.options, known=self.known)
                 saved.seconds = {**report.seconds, **saved.seconds}
-                report, self._index, self._directory = saved, index, target
+                report, self._index, self._directory = saved, index, base
             with report.phase("unmap"):
                 self._drop(segments)
             return report
@@ -208,7 +203,10 @@ class TensorPool:
             gone = [segment for segment in self._segments.values() if not segment.resident]
             report = Report(size=sum(segment.size for segment in gone))
             index = self._wanted(gone)
-            source = files.locate(index, self._places(directory)) if index is not None else ""
+            source = ""
+            if index is not None:
+                bases = places.candidates(directory, self._directory)
+                source = files.locate(index, [os.path.join(base, self._home) for base in bases])
             try:
                 with report.phase("map"):
                     for segment in gone:
@@ -253,41 +251,3 @@ class TensorPool:
         for segment in segments:
             with contextlib.suppress(PoolError), Primary(self._cuda, segment.device):
                 memory.drop(self._cuda, segment)
-
-    def _places(self, directory: str | None) -> list[str]:
-        if directory is not None:
-            return [directory]
-        places = [_from_marker(), _published(), self._directory]
-        return [place for place in places if place]
-
-
-def handover_directory() -> str:
-    """Where pools leave their files for the agent to adopt.
-
-    ``CHREK_POOL_DIRECTORY`` if set, else ``<store>/.handover/<id>/gpu`` beside the checkpoint's
-    ``DYN_CHECKPOINT_LOCATION`` (names with a dot are never checkpoints). Raises `PoolError` if neither
-    is set.
-    """
-    if explicit := os.environ.get(DIRECTORY_VARIABLE):
-        return explicit
-    if not (location := os.environ.get("DYN_CHECKPOINT_LOCATION", "").rstrip("/")):
-        raise PoolError(f"no directory for the pool's files: set {DIRECTORY_VARIABLE} or DYN_CHECKPOINT_LOCATION")
-    store, identity = os.path.split(location)
-    return os.path.join(store, HANDOVER, identity, "gpu")
-
-
-def _published() -> str | None:
-    location = os.environ.get("DYN_CHECKPOINT_LOCATION")
-    return os.path.join(location, "gpu") if location else None
-
-
-def _from_marker() -> str | None:
-    """The directory that the restore marker names: the storage may be mounted elsewhere now."""
-    path = os.environ.get("DYN_RESTORE_MARKER_FILE", "/tmp/dynamo-restored")
-    try:
-        with open(path) as file:
-            value = json.load(file)
-    except (OSError, ValueError):
-        return None
-    found = value.get(MARKER_KEY) if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None

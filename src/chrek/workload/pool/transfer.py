@@ -23,7 +23,7 @@ from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import LANES, SHA256, digester
 from chrek.workload.pool.errors import PoolCorrupt, PoolError
 from chrek.workload.pool.lane import Lane
-from chrek.workload.pool.layout import BLOBS, Blob, Block, Index, Piece, Region, from_json, plan
+from chrek.workload.pool.layout import BLOBS, INDEX, Blob, Block, Index, Piece, Region, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +126,7 @@ def save(
     options: Options | None = None,
     known: Sequence[str] = (),
 ) -> tuple[Index, Report]:
-    """Write the contents of `regions` to blobs under `directory`, and the index last.
+    """Write the contents of `regions` to blobs under `directory`, which is this pool's own, and the index last.
 
     The devices must be idle. Blobs of `known` directories with the same contents are linked instead of
     written. Raises `PoolError` (with its cause); the memory is never touched.
@@ -147,7 +147,7 @@ def save(
             _in_threads(cuda, missing, options, _Writer(blobs_directory, index.digest, options))
         report.moved = sum(blob.size for blob in missing)
         _write_index(directory, index)
-        files.prune(blobs_directory, index, _others(directory, index.pool))
+        files.prune(blobs_directory, index)
     except OSError as error:
         raise PoolError(f"saving pool {pool!r} to {directory} failed: {error}") from error
     return index, report
@@ -220,20 +220,10 @@ class _Writer:
 
 
 def _write_index(directory: str, index: Index) -> None:
-    temporary = os.path.join(directory, f".{index.pool}.json")
+    temporary = os.path.join(directory, f".{INDEX}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
         file.write(index.to_json())
-    os.rename(temporary, os.path.join(directory, f"{index.pool}.json"))
-
-
-def _others(directory: str, pool: str) -> list[Index]:
-    """Indexes of the other pools in the same directory."""
-    found = []
-    for entry in os.listdir(directory):
-        if entry.endswith(".json") and not entry.startswith(".") and entry != f"{pool}.json":
-            with open(os.path.join(directory, entry)) as file:
-                found.append(from_json(file.read()))
-    return found
+    os.rename(temporary, os.path.join(directory, INDEX))
 
 
 # --- back ---------------------------------------------------------------------------------------------
