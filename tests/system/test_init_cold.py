@@ -190,3 +190,11 @@ _PIPES: list[tuple[int, int]] = []
 def _pipe() -> int:
     _PIPES.append(os.pipe())
     return _PIPES[-1][0]
+
+
+def test_a_log_that_nobody_reads_does_not_hurt_the_application() -> None:
+    """A broken pipe at the init's own standard error is not forwarded as a SIGPIPE."""
+    before = "r, w = os.pipe(); os.dup2(w, 2); os.close(r); os.close(w)"
+    with Contained((*INIT, "sh", "-c", "sleep 0.2; echo alive"), before=before) as init:
+        assert init.line() == "alive"
+        assert init.wait() == 0

@@ -17,7 +17,6 @@ HEAVY = {
     "logging",
     "subprocess",
     "threading",
-    "collections",
 }
 
 

@@ -24,7 +24,6 @@ TYPE_CHECKING = False  # see chrek.system.ids
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from chrek.entrypoint.signals import Signal
 
 USAGE = "usage: restore-entrypoint [--] COMMAND [ARGUMENT…]"
 
@@ -81,16 +80,15 @@ def _run(container: Container) -> int:
     return code
 
 
-def cold(container: Container, *, reason: str, early: Iterable[Signal] = ()) -> int:
+def cold(container: Container, *, reason: str) -> int:
     """Start the original command and supervise it; return the exit code.
 
     `reason` is why it was not restored, empty when nothing asked for that.
     """
     settings, report = container.settings, container.report
     terminal = controlling_terminal()
-    kept = list(early)
     if terminal is not None:
-        kept += let_go(terminal, container.signals)
+        let_go(terminal)
     block = _block_io_uring(container)
     plan = child.Plan(
         arguments=container.arguments,
@@ -107,7 +105,7 @@ def cold(container: Container, *, reason: str, early: Iterable[Signal] = ()) -> 
     seconds = age()
     report.started("cold", reason or "none", seconds)
     publish(container, "cold", application=application, reason=reason, seconds=seconds)
-    return exit_code(supervise(application, container.signals, kept))
+    return exit_code(supervise(application, container.signals))
 
 
 def publish(

@@ -70,14 +70,20 @@ def open_signals() -> int:
 
 
 def read_signals(descriptor: int) -> list[Signal]:
-    """Return the signals that are pending now, possibly none."""
+    """Return the signals that are pending now, possibly none.
+
+    Those that this process caused itself are left out: SIGPIPE from a log that nobody reads any more
+    (blocked, it is kept although it is ignored), SIGHUP and SIGCONT from giving a terminal up.
+    """
+    own = os.getpid()
     found: list[Signal] = []
     while True:
         try:
             block = os.read(descriptor, _INFO_SIZE * 64)
         except BlockingIOError:
             return found
-        found.extend(_parse(block[start : start + _INFO_SIZE]) for start in range(0, len(block), _INFO_SIZE))
+        signals = (_parse(block[start : start + _INFO_SIZE]) for start in range(0, len(block), _INFO_SIZE))
+        found.extend(signal for signal in signals if signal.of_kernel or signal.sender != own)
 
 
 def forward(signal: Signal, pid: int) -> None:

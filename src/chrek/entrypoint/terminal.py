@@ -3,7 +3,7 @@
 A terminal belongs to one session, and the application gets a session of its own, so the init (the
 session's leader when the runtime gave it a terminal) lets go of it first and the application takes
 it. Letting go sends SIGHUP and SIGCONT to the terminal's foreground group, which is the init's own;
-those two must not be forwarded. Taking it makes the taker's group the foreground group
+`read_signals` leaves out what the init caused itself. Taking it makes the taker's group the foreground group
 (`__proc_set_tty()` in drivers/tty/tty_jobctrl.c).
 
 On a plain machine the init usually is not the leader: the shell keeps its terminal, and the
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-
-from chrek.entrypoint.signals import SIGCONT, SIGHUP, Signal, read_signals
 
 TIOCSCTTY, TIOCNOTTY = 0x540E, 0x5422
 """asm-generic/ioctls.h, the same on x86-64 and aarch64."""
@@ -34,14 +32,9 @@ def controlling_terminal() -> int | None:
     return None
 
 
-def let_go(terminal: int, signals: int) -> list[Signal]:
-    """Give the terminal up; return the signals that had come from somebody else meanwhile."""
+def let_go(terminal: int) -> None:
+    """Give the terminal up."""
     fcntl.ioctl(terminal, TIOCNOTTY)
-    return [
-        signal
-        for signal in read_signals(signals)
-        if not (signal.number in (SIGHUP, SIGCONT) and signal.sender == os.getpid())
-    ]
 
 
 def take(terminal: int) -> None:
