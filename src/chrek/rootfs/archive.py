@@ -19,36 +19,26 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final
 
 from chrek.errors import Reason, Refused
+from chrek.rootfs.frame import FrameReader, Header
 from chrek.rootfs.member import (
-    BLOCK,
-    HEADER,
     MAX_ATTRIBUTES,
     MAX_MEMBERS,
     MAX_PATH,
     OPAQUE,
-    RECORD,
-    VERSION,
     ArchiveKind,
     Kind,
     Member,
-    Segments,
 )
 from chrek.rootfs.meta import Meta, is_carried
 
 MAX_NAME: Final = 255
-MAX_PAX: Final = 4 << 20
-"""One member's records: 64 KiB for each extended attribute, and the kernel's list of names is 64 KiB."""
-MAX_SEGMENTS: Final = 1 << 22
 MAX_SIZE: Final = 1 << 60
 _MAX_NANOSECONDS: Final = 1 << 63
-_WINDOW: Final = 1 << 18
 
 _TIME: Final = re.compile(rb"(-?)(\d{1,12})\.(\d{9})")
-_COMMENT: Final = re.compile(rb"chrek-files (\d{1,9}) ([a-z]{1,20})")
-_OCTAL: Final = re.compile(rb"([0-7]{1,11})[\0 ]+")
 _KNOWN: Final = frozenset(
     (
         *(b"path", b"linkpath", b"mtime", b"uid", b"gid", b"size", b"hdrcharset", b"SCHILY.filetype"),
@@ -79,7 +69,7 @@ def read_archive(fd: int, *, name: str = "rootfs.tar") -> Archive:
 
     Raises `Refused`: `CORRUPT` names the archive, the offset and what is wrong; `FORMAT_TOO_NEW`.
     """
-    reader = _Reader(fd, name)
+    reader = FrameReader(fd, name)
     try:
         kind = reader.start()
         members = _Checker(reader, kind).all()
@@ -88,156 +78,10 @@ def read_archive(fd: int, *, name: str = "rootfs.tar") -> Archive:
     return Archive(fd, name, kind, members)
 
 
-@dataclass(slots=True)
-class _Header:
-    fields: tuple[bytes, ...]
-    flag: bytes
-    size: int
-
-
-class _Reader:
-    """Takes headers, records and maps off the archive, one after the other."""
-
-    def __init__(self, fd: int, name: str) -> None:
-        self._fd = fd
-        self._name = name
-        self._window = b""
-        self._window_at = 0
-        self.at = 0
-        self.size = os.fstat(fd).st_size
-
-    def corrupt(self, what: str) -> NoReturn:
-        raise Refused(Reason.CORRUPT, f"{self._name} at byte {self.at}: {what}.")
-
-    def take(self, count: int) -> bytes:
-        """Read the next *count* bytes; they must be there."""
-        if count > self.size - self.at:
-            self.corrupt("the archive ends early")
-        begin = self.at - self._window_at
-        if begin < 0 or begin + count > len(self._window):
-            self._window = _read(self._fd, self.at, max(count, _WINDOW))
-            self._window_at, begin = self.at, 0
-        data = self._window[begin : begin + count]
-        if len(data) < count:
-            self.corrupt("the archive ends early")
-        self.at += count
-        return data
-
-    def skip(self, count: int) -> None:
-        """Pass over content and the padding after it, which must be inside the archive."""
-        whole = count + -count % BLOCK
-        if whole > self.size - self.at:
-            self.corrupt("the content is longer than the archive")
-        self.at += whole
-
-    def start(self) -> ArchiveKind:
-        """Read the global header, which says what the archive is."""
-        header = self.header()
-        if header is None or header.flag != b"g":
-            self.corrupt("it does not begin as an archive of ChReK")
-        records = self.records(header)
-        comment = _COMMENT.fullmatch(records.get(b"comment", b""))
-        if comment is None or len(records) != 1:
-            self.corrupt("it does not begin as an archive of ChReK")
-        version = int(comment[1])
-        if version > VERSION:
-            raise Refused(
-                Reason.FORMAT_TOO_NEW, f"{self._name} has format {version}; this ChReK reads up to {VERSION}."
-            )
-        try:
-            return ArchiveKind(comment[2].decode())
-        except ValueError:
-            self.corrupt(f"unknown kind of archive {comment[2].decode()!r}")
-
-    def header(self) -> _Header | None:
-        """Read one header block; None at the archive's end, after which only zeros may follow."""
-        block = self.take(BLOCK)
-        if block == bytes(BLOCK):
-            self._end()
-            return None
-        fields = HEADER.unpack(block)
-        total = sum(block[:148]) + 8 * 32 + sum(block[156:])
-        if self.octal(fields[6]) != total:
-            self.corrupt("the header's checksum is wrong")
-        if fields[9] != b"ustar\x0000" or any(fields[10] + fields[11] + fields[14]):
-            self.corrupt("not a header of this format")
-        return _Header(fields, fields[7], self.octal(fields[4]))
-
-    def _end(self) -> None:
-        rest = self.size - self.at
-        if self.size % RECORD or rest < BLOCK or rest >= RECORD + BLOCK or any(self.take(rest)):
-            self.corrupt("the archive's end is not where it should be")
-
-    def octal(self, text: bytes) -> int:
-        match = _OCTAL.fullmatch(text)
-        if match is None:
-            self.corrupt("a number in a header is malformed")
-        return int(match[1], 8)
-
-    def records(self, header: _Header) -> dict[bytes, bytes]:
-        """Read the records of a pax header, lines of ``LENGTH key=value``, each key once."""
-        if header.size > MAX_PAX:
-            self.corrupt("a pax header is too long")
-        body = self.take(header.size)
-        if any(self.take(-header.size % BLOCK)):
-            self.corrupt("padding is not zero")
-        found: dict[bytes, bytes] = {}
-        at = 0
-        while at < len(body):
-            space = body.find(b" ", at, at + 9)
-            digits = body[at:space] if space > at else b""
-            end = at + int(digits) if digits.isdigit() and digits[:1] != b"0" else 0
-            if not space < end <= len(body) or body[end - 1 : end] != b"\n":
-                self.corrupt("a pax record is malformed")
-            key, equals, value = body[space + 1 : end - 1].partition(b"=")
-            if not equals or key in found:
-                self.corrupt("a pax record is malformed or repeated")
-            found[key] = value
-            at = end
-        return found
-
-    def sparse_map(self, size: int, stored: int) -> Segments:
-        """Read a GNU.sparse 1.0 map for a file of *size* bytes, *stored* of them (and the map) in the archive."""
-        begin = self.at
-        numbers: list[int] = []
-        wanted = 1
-        rest = b""
-        while len(numbers) < wanted:
-            if self.at - begin >= stored:
-                self.corrupt("a sparse map is longer than its member")
-            *lines, rest = (rest + self.take(BLOCK)).split(b"\n")
-            for line in lines:
-                if not line.isdigit() or len(line) > 19 or len(numbers) >= wanted:
-                    self.corrupt("a sparse map is malformed")
-                numbers.append(int(line))
-                if len(numbers) == 1:
-                    if not 0 < numbers[0] <= MAX_SEGMENTS:
-                        self.corrupt("a sparse map has an impossible number of segments")
-                    wanted = 1 + 2 * numbers[0]
-        segments = tuple(zip(numbers[1::2], numbers[2::2], strict=True))
-        end = 0
-        for offset, length in segments:
-            if offset < end or offset + length > size:
-                self.corrupt("a sparse map has overlapping or overlong segments")
-            end = offset + length
-        if any(rest) or sum(length for _, length in segments) != stored - (self.at - begin):
-            self.corrupt("a sparse map and its member differ in size")
-        return segments
-
-
-def _read(fd: int, offset: int, count: int) -> bytes:
-    parts = []
-    while count > 0 and (data := os.pread(fd, count, offset)):
-        parts.append(data)
-        offset += len(data)
-        count -= len(data)
-    return b"".join(parts)
-
-
 class _Checker:
     """Makes members of headers, and holds each against those before it."""
 
-    def __init__(self, reader: _Reader, kind: ArchiveKind) -> None:
+    def __init__(self, reader: FrameReader, kind: ArchiveKind) -> None:
         self._reader = reader
         self._kind = kind
         self._seen: dict[bytes, Kind] = {}
@@ -263,7 +107,7 @@ class _Checker:
             self._reader.corrupt("it has no members")
         return tuple(members)
 
-    def _member(self, header: _Header, records: Mapping[bytes, bytes]) -> Member:
+    def _member(self, header: Header, records: Mapping[bytes, bytes]) -> Member:
         reader = self._reader
         kind = self._kind_of(header, records)
         sparse = b"GNU.sparse.major" in records
@@ -291,7 +135,7 @@ class _Checker:
         reader.skip(size)
         return member
 
-    def _kind_of(self, header: _Header, records: Mapping[bytes, bytes]) -> Kind:
+    def _kind_of(self, header: Header, records: Mapping[bytes, bytes]) -> Kind:
         for key in records:
             if key not in _KNOWN and not key.startswith(_XATTR):
                 self._reader.corrupt(f"unknown pax record {key[:40]!r}")
@@ -305,7 +149,7 @@ class _Checker:
         is_null = kind is Kind.CHAR_DEVICE and not any(map(self._reader.octal, header.fields[12:14]))
         return Kind.WHITEOUT if is_null and self._kind is ArchiveKind.OVERLAY else kind
 
-    def _meta(self, header: _Header, records: Mapping[bytes, bytes]) -> Meta:
+    def _meta(self, header: Header, records: Mapping[bytes, bytes]) -> Meta:
         reader = self._reader
         mode = reader.octal(header.fields[1])
         match = _TIME.fullmatch(records.get(b"mtime", b""))
