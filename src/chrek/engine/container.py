@@ -59,6 +59,11 @@ class Container:
         with closing_fd(self.open_root()) as theirs, closing_fd(os.open("/", os.O_PATH | os.O_CLOEXEC)) as ours:
             return not os.path.sameopenfile(theirs, ours)
 
+    @cached_property
+    def has_machines_root(self) -> bool:
+        """Whether the caller, outside, sees the same root: then nothing below it is the application's alone."""
+        return not self.has_own_root and not self.same_namespaces
+
     def open_root(self) -> int:
         """Open the container's root directory, mounts included; the caller closes the descriptor.
 

@@ -1,7 +1,8 @@
 """The file part of a restore: archives applied, stale files removed, markers written; all of it undone again.
 
 Each file system that is changed has a journal of its own (`chrek.rootfs.journal`), because originals are
-moved aside within it. Nothing is changed on a volume that other pods may share.
+moved aside within it. Nothing is changed on a volume that other pods may share, nor, but for the marker,
+below the root of the machine itself where that is the application's too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from chrek.artifact.names import timestamp
-from chrek.errors import Reason, RestoreFailed
+from chrek.errors import Reason, Refused, RestoreFailed
 from chrek.rootfs import fd as fds
 from chrek.rootfs.apply import apply
 from chrek.rootfs.archive import read_archive
@@ -40,7 +41,8 @@ class Replay:
         root = self._container.open_root()
         self._stack.callback(os.close, root)
         self._root = root
-        self._journals["/"] = self._stack.enter_context(Journal(root))
+        if not self._container.has_machines_root:
+            self._journals["/"] = self._stack.enter_context(Journal(root))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -65,7 +67,7 @@ class Replay:
             RestoreFailed: leaving the context undoes what was.
         """
         if "rootfs.tar" in self._checkpoint.manifest.files:
-            self._apply("rootfs.tar", self._journals["/"], b"")
+            self._apply("rootfs.tar", self._root_journal("rootfs.tar"), b"")
         for volume in self._checkpoint.manifest.volumes:
             self._volume(volume)
 
@@ -76,8 +78,15 @@ class Replay:
             self._journals[volume.path] = self._stack.enter_context(Journal(directory))
             self._apply(volume.archive, self._journals[volume.path], b"")
         else:
+            journal = self._root_journal(volume.path)
             self.warnings.append(f"VOLUME_FOLDED: {volume.path} is no volume here; its files go into the root")
-            self._apply(volume.archive, self._journals["/"], os.fsencode(volume.path.strip("/")))
+            self._apply(volume.archive, journal, os.fsencode(volume.path.strip("/")))
+
+    def _root_journal(self, what: str) -> Journal:
+        if "/" not in self._journals:
+            message = f"The checkpoint was taken in a container ({what}); the root here is the machine's own."
+            raise Refused(Reason.IMAGE_MISMATCH, message, cure="Restore it in a container of the same image.")
+        return self._journals["/"]
 
     def _apply(self, name: str, journal: Journal, at: bytes) -> None:
         fd = self._checkpoint.open(name)
