@@ -6,13 +6,22 @@ itself; then it is restored, twice, in containers that are unprivileged and have
 
 from __future__ import annotations
 
+import hashlib
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from chrek.criu.images import read_all, read_one
+from chrek.criu.messages import Core, PstreeEntry
+from chrek.criu.pagemaps import union
 from chrek.store.layout import Store
+from chrek.store.opening import open_checkpoint
+from chrek.system import procfs
+from chrek.system.ids import HostPid
 from chrek.system.initstate import application
-from containers import needs
+from containers import Container, needs
 from system import cycle
 from system.cycle import Make
 
@@ -37,6 +46,69 @@ def test_feature_survives(name: str, mode: str, container: Make, store: Store) -
         copy.wait_for("ok restored")
         assert "chrek: start=restored" in copy.err
         copy.delete()
+
+
+@pytest.mark.parametrize("mode", ["lazy", "plain"])
+@pytest.mark.parametrize("name", ["queue", "prefork", "threads"])
+def test_memory_is_equal(name: str, mode: str, container: Make, store: Store) -> None:
+    """The digest of every process's whole memory, stopped, is the same before a capture and after a restore."""
+    source = cycle.start(container, cycle.app(name))
+    cycle.capture(source, store, "probe", mode=mode)
+    kernels = rseq_areas(store)
+    before = stopped(source, kernels)
+    cycle.capture(source, store, mode=mode)
+    assert stopped(source, kernels) == before
+    source.delete()
+    copy = cycle.waiting(container, cycle.app(name))
+    cycle.restore(copy, store)
+    assert stopped(copy, kernels) == before
+
+
+def rseq_areas(store: Store) -> dict[int, list[tuple[int, int]]]:
+    """Return, by process, where the kernel itself writes: the CPU and node number of each thread."""
+    with open_checkpoint(store, "probe") as checkpoint:
+        images = os.open("images", os.O_RDONLY, dir_fd=checkpoint.fd)
+    try:
+        tree = read_all(images, "pstree.img", PstreeEntry)
+        cores = {(e.pid, thread): read_one(images, f"core-{thread}.img", Core) for e in tree for thread in e.threads}
+    finally:
+        os.close(images)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for (pid, _), core in cores.items():
+        if core.thread is not None and core.thread.rseq is not None:
+            found.setdefault(pid, []).append((core.thread.rseq.abi_pointer, core.thread.rseq.abi_size))
+    return found
+
+
+def stopped(container: Container, kernels: dict[int, list[tuple[int, int]]]) -> dict[tuple[int, int, int], str]:
+    """Stop an application and return the digest of each stretch of its memory, by process and addresses.
+
+    Neighbouring areas are one stretch: the kernel may join them once they are made anew. What the kernel
+    itself writes counts as zeros.
+    """
+    tree = procfs.tree(application(container.pid1))
+    for pid in tree:
+        os.kill(pid, signal.SIGSTOP)
+    container.until(lambda: all(_is_stopped(pid) for pid in tree), what="the application to stop")
+    found = {}
+    for pid in tree:
+        state = procfs.status(pid)
+        assert state is not None
+        areas = [area for area in procfs.mappings(pid) if not area.path.startswith(("[vvar", "[vdso", "[vsyscall"))]
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+            for start, length in union((area.start, area.end - area.start) for area in areas):
+                parts = [os.pread(memory.fileno(), 1 << 20, at) for at in range(start, start + length, 1 << 20)]
+                content = bytearray(b"".join(parts)[:length])
+                for pointer, size in kernels.get(state.ns_pid, ()):
+                    if start <= pointer < start + length:
+                        content[pointer - start : pointer - start + size] = bytes(size)
+                found[int(state.ns_pid), start, length] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _is_stopped(pid: HostPid) -> bool:
+    return all((procfs.read_text(pid, f"task/{thread}/stat") or "T) T").rsplit(")", 1)[1].split()[0] == "T"
+               for thread in procfs.threads(pid))
 
 
 def test_client_outside(container: Make, store: Store) -> None:
