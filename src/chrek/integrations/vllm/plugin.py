@@ -1,0 +1,205 @@
+"""The entry point that vLLM loads in every process, and the sleep-mode backend that it brings.
+
+vLLM (0.25.1 and later) has pluggable backends for its sleep mode, found by name. The name of the
+default one is taken over, because 0.25.1 has no option to choose another; it behaves as before unless
+``CHREK_VLLM_STREAM`` is set, which the launcher does in a checkpoint job only. The backend is also there
+under the name ``chrek`` for versions that can be told.
+
+Sleeping (level 1) with it: the memory tagged ``weights`` goes to files, then everything (weights and KV
+cache) is unmapped by vLLM's own allocator. Waking up: mapped at the same addresses, weights read back.
+Graphs, buffers and compiled code stay valid because the addresses do. Once awake, the backend is
+vLLM's own again: a restored server that sleeps for its own reasons has no checkpoint to write to.
+
+Mapping stays with vLLM's allocator; only the copies are ours, made in the primary context of the
+device, which is the one PyTorch uses.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+from typing import Any
+
+from chrek.workload.pool import Index, PoolError, Region, files, load, places, save
+from chrek.workload.pool import cuda as driver
+
+SWITCH = "CHREK_VLLM_STREAM"
+NAME = "chrek"
+TAKEN_OVER = "cumem"
+WEIGHTS = "weights"
+BACKENDS = "vllm.device_allocator.sleep_mode_backend"
+log = logging.getLogger("chrek.vllm")
+
+
+def enabled() -> bool:
+    """Whether this process was started to be checkpointed."""
+    return os.environ.get(SWITCH) == "1"
+
+
+def register() -> None:
+    """Give vLLM the backend. Called by vLLM; more than once in one process is fine."""
+    if not enabled():
+        return
+    try:
+        module = importlib.import_module(BACKENDS)
+    except ImportError:
+        log.warning("This vLLM has no pluggable sleep mode (it came with 0.25): its own is used.")
+        return
+    registry: dict[str, Any] | None = getattr(module.SleepModeBackendFactory, "_registry", None)
+    if registry is None:
+        module.SleepModeBackendFactory.register_backend(NAME, __name__, "Backend")
+        log.warning("This vLLM does not let its default sleep mode be replaced: choose the backend %r.", NAME)
+        return
+    registry[NAME] = registry[TAKEN_OVER] = backend_class
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class that is made when vLLM asks for it
+    if name == "Backend":
+        return backend_class()
+    raise AttributeError(name)
+
+
+def backend_class() -> type[Any]:
+    """The backend; made late, because its base class is vLLM's."""
+    base: Any = importlib.import_module(BACKENDS).CuMemBackend
+
+    class Backend(base):  # type: ignore[misc]
+        """vLLM's own backend, with weights streamed to files the first time it is suspended."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._stream: Stream | None = Stream(_allocator()) if enabled() else None
+
+        @classmethod
+        def supports_durable_storage(cls) -> bool:
+            return True
+
+        def suspend(self, level: int = 1) -> None:
+            if self._stream is None or level != 1:
+                super().suspend(level)
+                return
+            self._stream.out()
+            self._state = "SUSPENDED"
+
+        def resume(self, tags: list[str] | None = None) -> None:
+            if self._stream is None or not self._stream.away:
+                super().resume(tags)
+                return
+            self._state = "RESUMING"
+            self._stream.back(tags)
+            if not self._stream.away:
+                self._stream, self._state = None, "RUNNING"
+
+    return Backend
+
+
+def _allocator() -> Allocator:
+    return Allocator(importlib.import_module("vllm.device_allocator.cumem"))
+
+
+class Allocator:
+    """The part of vLLM's CuMemAllocator that is used; the one place that knows its insides."""
+
+    def __init__(self, module: Any) -> None:  # noqa: ANN401 - vLLM has no types here
+        self._module = module
+
+    def entries(self) -> dict[int, Any]:
+        """Address -> allocation (``handle`` = device, size, address, physical handle; ``tag``)."""
+        found: dict[int, Any] = self._module.CuMemAllocator.get_instance().pointer_to_data
+        return found
+
+    def region(self, address: int) -> Region:
+        """Where an allocation is."""
+        device, size = self.entries()[address].handle[:2]
+        return Region(int(device), address, int(size))
+
+    def map(self, address: int) -> None:
+        """Give an allocation memory again."""
+        entry = self.entries()[address]
+        self._module.create_and_map(entry.handle)
+        if hasattr(entry, "is_asleep"):
+            entry.is_asleep = False
+
+    def unmap(self, address: int) -> None:
+        """Take an allocation's memory away."""
+        entry = self.entries()[address]
+        self._module.unmap_and_release(entry.handle)
+        if hasattr(entry, "is_asleep"):
+            entry.is_asleep = True
+
+    @staticmethod
+    def synchronise() -> None:
+        """Wait for the GPU."""
+        importlib.import_module("torch").cuda.synchronize()
+
+    @staticmethod
+    def trim() -> None:
+        """Give back what PyTorch keeps for later."""
+        gc.collect()
+        importlib.import_module("torch").cuda.empty_cache()
+
+
+class Stream:
+    """The weights of one worker, out once and back once."""
+
+    def __init__(self, allocator: Allocator, *, library: str = driver.LIBRARY) -> None:
+        self._allocator = allocator
+        self._library = library
+        self._index: Index | None = None
+        self._base = ""
+        self.away: set[int] = set()
+        """Addresses without memory."""
+
+    def out(self) -> None:
+        """Write the weights, unmap everything. Raises `PoolError`; everything is mapped then, as before."""
+        self._allocator.synchronise()
+        entries = self._allocator.entries()
+        regions = [self._allocator.region(address) for address in sorted(entries) if entries[address].tag == WEIGHTS]
+        self._base = places.handover_directory()
+        cuda = driver.Cuda(self._library)
+        self._index, report = save(cuda, regions, self._home(self._base), pool=_name())
+        log.info("weights out: %s", report)
+        try:
+            for address in entries:
+                self._allocator.unmap(address)
+                self.away.add(address)
+        except BaseException:
+            self.back(None)
+            raise
+        self._allocator.trim()
+
+    def back(self, tags: list[str] | None) -> None:
+        """Map what `tags` name (None: all) and read the weights. Raises `PoolError`; still asleep then."""
+        entries = self._allocator.entries()
+        self.away &= set(entries)
+        wanted = [address for address in sorted(self.away) if tags is None or entries[address].tag in tags]
+        weights = any(entries[address].tag == WEIGHTS for address in wanted)
+        mapped = []
+        try:
+            for address in wanted:
+                self._allocator.map(address)
+                mapped.append(address)
+            if weights:
+                self._load()
+        except BaseException:
+            for address in mapped:
+                self._allocator.unmap(address)
+            raise
+        self.away -= set(wanted)
+
+    def _load(self) -> None:
+        if self._index is None:
+            raise PoolError("there are no weights to load: the worker was never put to sleep")
+        bases = places.candidates(None, self._base)
+        source = files.locate(self._index, [self._home(base) for base in bases])
+        log.info("weights back: %s", load(driver.Cuda(self._library), self._index, source))
+
+    @staticmethod
+    def _home(base: str) -> str:
+        return os.path.join(base, places.home(_name()))
+
+
+def _name() -> str:
+    return "vllm"
