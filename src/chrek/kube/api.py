@@ -95,10 +95,15 @@ def calling(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except _client.exceptions.ApiException as error:
-        raise ApiFailed(f"Cannot {what}: {_words(error)}", status=error.status or None) from error
-    except (_urllib3.exceptions.HTTPError, OSError) as error:
-        raise ApiFailed(f"Cannot {what}: the API server does not answer: {error}", status=None) from error
+    except (_client.exceptions.ApiException, _urllib3.exceptions.HTTPError, OSError) as error:
+        raise failure(what, error) from error
+
+
+def failure(what: str, error: Exception) -> ApiFailed:
+    """Return the client's exception as one of ours; *what* as for `calling`."""
+    if isinstance(error, _client.exceptions.ApiException):
+        return ApiFailed(f"Cannot {what}: {_words(error)}", status=error.status or None)
+    return ApiFailed(f"Cannot {what}: the API server does not answer: {error}", status=None)
 
 
 def _words(error: Any) -> str:  # noqa: ANN401 - the client's exception

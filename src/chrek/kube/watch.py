@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from chrek.kube.api import TIMEOUT, Api
+from chrek.kube.api import TIMEOUT, Api, failure
 from chrek.kube.pods import Pod, from_model
 
 _informer: Any = importlib.import_module("kubernetes.informer")
@@ -140,5 +140,5 @@ class PodWatch:
         pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._failures = min(self._failures + 1, 16)
         with contextlib.suppress(Exception):
-            self._on_trouble(f"The API server cannot be asked for pods; next attempt in {pause:.1f} s: {error}")
+            self._on_trouble(f"{failure('follow pods', error).message}; next attempt in {pause:.1f} s")
         self._stopping.wait(pause)
