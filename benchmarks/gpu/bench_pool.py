@@ -255,8 +255,9 @@ def main() -> None:
     torch.zeros(1, device="cuda")
     cuda = Cuda()
     if arguments.limits:
-        for limit in (lambda: link(torch), hashing, lambda: pinning(cuda)):
-            limit()
+        link(torch)
+        hashing()
+        pinning(cuda)
         mapped_files(cuda, arguments.directory)
         digests(torch, cuda)
     if arguments.tune:
