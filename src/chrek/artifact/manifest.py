@@ -49,11 +49,14 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU that the application used."""
+    """One GPU that the application used: all of its memory and what was used of it, in bytes, and its device minor."""
 
     uuid: str
     model: str
     driver: str
+    memory: int = 0
+    used: int = 0
+    minor: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,7 @@ class Application:
     signal_file: str | None = None
     marker_file: str | None = None
     environment: Environment | None = None
+    gpu_processes: tuple[NsPid, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

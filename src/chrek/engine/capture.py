@@ -31,7 +31,7 @@ from chrek.criu.bundle import Bundle
 from chrek.criu.process import Criu, CriuFailed, Settings
 from chrek.criu.sessions import adopt_leaderless_sessions
 from chrek.criu.sockets import close_foreign_connections
-from chrek.engine import facts, freeze, streams
+from chrek.engine import facts, freeze, gpu, streams
 from chrek.engine.container import Container, ns_pid
 from chrek.engine.estimate import Estimate, estimate
 from chrek.engine.preflight import Subject, refuse
@@ -110,9 +110,11 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
     progress = progress or Progress()
     began = time.monotonic()
     with progress.phase("preflight"):
-        subject, bundle, need, used = _preflight(request)
+        found = _preflight(request)
+    need = found.need
     with Staging.create(request.store, request.checkpoint_id, need=need.bytes, largest_file=need.largest_file) as staging:
-        frozen, frozen_seconds = _dump(request, subject, bundle, need, staging, progress)
+        with gpu.held(found.gpu, progress):
+            frozen, frozen_seconds = _dump(request, found, staging, progress)
         with progress.phase("finish"):
             known, memory = _finish(request, need, frozen, staging, progress)
         with progress.phase("publish"):
@@ -120,12 +122,12 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
             manifest = Manifest(
                 checkpoint_id=request.checkpoint_id,
                 created=timestamp(time.time()),
-                provenance=_provenance(request, subject, bundle, progress, frozen, frozen_seconds),
-                facts=facts.machine(need.resident),
-                application=facts.application(subject.container, frozen.tree),
+                provenance=_provenance(request, found, progress, frozen, frozen_seconds),
+                facts=facts.machine(need.resident, gpus=found.gpu.gpus if found.gpu else None),
+                application=facts.application(found.subject.container, frozen.tree, gpu.ns_pids(found.gpu)),
                 memory=memory,
                 files=files,
-                open_files=used,
+                open_files=found.used,
                 volumes=tuple(sorted(frozen.volumes, key=lambda volume: volume.path)),
             )
             progress.check()
@@ -141,7 +143,18 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
     )
 
 
-def _preflight(request: Request) -> tuple[Subject, Bundle, Estimate, tuple[OpenFile, ...]]:
+@dataclass(frozen=True)
+class _Found:
+    """What the preflight found: the tree, a CRIU, how much there is, files that must be there again, GPUs."""
+
+    subject: Subject
+    bundle: Bundle
+    need: Estimate
+    used: tuple[OpenFile, ...]
+    gpu: gpu.Use | None
+
+
+def _preflight(request: Request) -> _Found:
     container = Container(request.pid1)
     subject = Subject.gather(container, container.application())
     named = container.environment.get("DYN_CHECKPOINT_HASH")
@@ -153,15 +166,17 @@ def _preflight(request: Request) -> tuple[Subject, Bundle, Estimate, tuple[OpenF
     bundle = Bundle.find()
     bundle.require()
     volumes = container.volumes()
-    need = estimate(subject, [path for path, _ in volumes], mode=request.mode)
-    used = facts.used_files(subject, [path for path, _ in volumes])
-    return subject, bundle, need, used
+    paths = [path for path, _ in volumes]
+    on_gpu = gpu.look(subject, allow=request.allow)
+    need = estimate(subject, paths, mode=request.mode, on_gpu=on_gpu.bytes if on_gpu else 0)
+    return _Found(subject, bundle, need, facts.used_files(subject, paths), on_gpu)
 
 
 def _dump(
-    request: Request, subject: Subject, bundle: Bundle, need: Estimate, staging: Staging, progress: Progress
+    request: Request, found: _Found, staging: Staging, progress: Progress
 ) -> tuple[freeze.Frozen, float]:
     """Run CRIU; return what was copied, and for how long the application stood still."""
+    subject, need = found.subject, found.need
     container, root = subject.container, subject.tree[0]
     with ExitStack() as stack:
         directories = {name: staging.make_directory(name) for name in ("images", "memory", "volumes")}
@@ -183,7 +198,7 @@ def _dump(
         group = stack.enter_context(OwnGroup(f"capture-{os.getpid()}"))
         criu = stack.enter_context(
             Criu(
-                bundle=bundle,
+                bundle=found.bundle,
                 pid1=container.pid1,
                 images=plan.images,
                 work=staging.fd,
@@ -254,18 +269,13 @@ def _finish(
 
 
 def _provenance(
-    request: Request,
-    subject: Subject,
-    bundle: Bundle,
-    progress: Progress,
-    frozen: freeze.Frozen,
-    frozen_seconds: float,
+    request: Request, found: _Found, progress: Progress, frozen: freeze.Frozen, frozen_seconds: float
 ) -> Provenance:
     return Provenance(
-        command=procfs.command_line(subject.tree[0]),
+        command=procfs.command_line(found.subject.tree[0]),
         host=socket.gethostname(),
         kernel=platform.release(),
-        criu=".".join(map(str, bundle.version())),
+        criu=".".join(map(str, found.bundle.version())),
         chrek=chrek.__version__,
         image=request.image,
         build_id=request.build_id,
@@ -273,5 +283,5 @@ def _provenance(
         service_account=request.service_account,
         phases={name: round(seconds, 4) for name, seconds in progress.seconds.items()},
         frozen_seconds=round(frozen_seconds, 4),
-        warnings=tuple(frozen.warnings),
+        warnings=tuple(frozen.warnings) + (found.gpu.warnings if found.gpu else ()),
     )

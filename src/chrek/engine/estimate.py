@@ -47,13 +47,17 @@ class Estimate:
     digest_now: bool
 
 
-def estimate(subject: Subject, volumes: Iterable[str], *, mode: Literal["auto", "lazy", "plain"]) -> Estimate:
+def estimate(
+    subject: Subject, volumes: Iterable[str], *, mode: Literal["auto", "lazy", "plain"], on_gpu: int = 0
+) -> Estimate:
     """Look at the tree's memory, at what the container changed, and at the limits of this process.
+
+    *on_gpu* bytes of GPU memory will be private memory, too, once the driver has saved them.
 
     Raises:
         Refused: ``NOT_SUPPORTED_HERE``, when a lazy dump was asked for and cannot be had.
     """
-    private, total = 0, 0
+    private, total = on_gpu, on_gpu
     for pid in subject.tree:
         own, all_ = _memory(pid)
         private, total = private + own, total + all_

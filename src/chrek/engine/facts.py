@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from chrek.artifact import Application, Environment, Facts, OpenFile, Process, Stream
+from chrek.artifact import Application, Environment, Facts, Gpu, OpenFile, Process, Stream
 from chrek.engine import streams
 from chrek.engine.container import closing_fd
 from chrek.rootfs import fd as fds
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from chrek.engine.container import Container
     from chrek.engine.preflight import Subject
-    from chrek.system.ids import HostPid
+    from chrek.system.ids import HostPid, NsPid
 
 CPU_FEATURES = frozenset(
     "adx aes amx_bf16 amx_int8 amx_tile avx avx2 avx512_bf16 avx512_bitalg avx512_fp16 avx512_vbmi2 avx512_vnni"
@@ -46,13 +46,13 @@ def cpu_features() -> tuple[str, ...]:
     return ()
 
 
-def machine(memory_bytes: int) -> Facts:
+def machine(memory_bytes: int, *, gpus: tuple[Gpu, ...] | None = None) -> Facts:
     """Return the facts of this machine that a restore depends on."""
-    return Facts(architecture=platform.machine(), cpu_features=cpu_features(), memory_bytes=memory_bytes)
+    return Facts(architecture=platform.machine(), cpu_features=cpu_features(), memory_bytes=memory_bytes, gpus=gpus)
 
 
-def application(container: Container, tree: list[HostPid]) -> Application:
-    """Describe the process tree, its root first."""
+def application(container: Container, tree: list[HostPid], gpu_processes: tuple[NsPid, ...] = ()) -> Application:
+    """Describe the process tree, its root first; *gpu_processes* are those with an initialised driver."""
     processes = []
     for pid in tree:
         state = procfs.status(pid)
@@ -79,6 +79,7 @@ def application(container: Container, tree: list[HostPid]) -> Application:
         signal_file=environment.get("DYN_CHECKPOINT_SIGNAL_FILE"),
         marker_file=marker_path(procfs.environment(tree[0]) or {}),
         environment=environment_digest(procfs.environment(tree[0]) or {}),
+        gpu_processes=gpu_processes,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -96,6 +97,16 @@ class Replay:
             os.close(fd)
         self.warnings += [f"{path} of {name} lies under another mount here" for path in applied.shadowed]
         self.warnings += [f"{path} cannot have the attribute {key} here" for path, key in applied.lost_attributes]
+
+    def read(self, path: str) -> bytes:
+        """Return the beginning of a small regular file; empty when there is none."""
+        with suppress(OSError), self._place(path) as (_, inner, parent):
+            fd = os.open(fds.split(inner)[1], fds.READ | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                return os.read(fd, 4096) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            finally:
+                os.close(fd)
+        return b""
 
     def remove(self, path: str) -> None:
         """Remove a stale file; one on a volume that others may share stays."""

@@ -32,7 +32,7 @@ from chrek.artifact import Level
 from chrek.criu import credentials
 from chrek.criu.bundle import Bundle
 from chrek.criu.process import Criu, CriuFailed, Settings
-from chrek.engine import compatibility, streams
+from chrek.engine import compatibility, gpu, streams
 from chrek.engine.container import Container
 from chrek.engine.grown import Cut, written
 from chrek.engine.progress import Progress
@@ -58,6 +58,8 @@ RESTORE_LOG = "restore.log"
 
 PID_WAIT = 5.0
 """Seconds to wait for a process (an exec probe) that has a PID the application needs."""
+
+READY_BY_HELPER = b"chrek.workload"
 
 _LOG_TAIL = 512 << 10
 
@@ -120,17 +122,21 @@ def restore(request: Request, progress: Progress | None = None) -> Outcome:
             bundle.require()
             _require_no_filter(container)
             warnings, bounding = _compare(request, container, checkpoint, work)
+            gpus = gpu.plan(checkpoint.manifest, container)
         files = stack.enter_context(Replay(container, checkpoint))
         grown = stack.enter_context(Cut(container))
         with progress.phase("files"):
-            _files(container, checkpoint, files)
+            by_helper = _files(container, checkpoint, files)
             grown.cut(written(work.images))
         filled = _criu(request, container, checkpoint, work, bundle, bounding, progress)
+        if gpus is not None:
+            gpus.restore(procfs.in_namespace(procfs.members("pid", container.pid1)), progress)
         with progress.phase("hand over"):
             request.mailbox.restored(NsPid(work.tree.root))
             files.keep()
             grown.keep()
-            _ready_again(container, checkpoint)
+            if not by_helper:
+                _ready_again(container, checkpoint)
     return Outcome(
         root=NsPid(work.tree.root),
         seconds=time.monotonic() - began,
@@ -238,9 +244,15 @@ def _require_no_filter(container: Container) -> None:
         raise Refused(Reason.SECCOMP_INSIDE, message)
 
 
-def _files(container: Container, checkpoint: Checkpoint, files: Replay) -> None:
+def _files(container: Container, checkpoint: Checkpoint, files: Replay) -> bool:
+    """Apply file changes, remove what is stale, write markers.
+
+    Return whether the application writes its ready file again itself: the workload helper does, after its
+    own hooks, and says so in the file's second line.
+    """
     application = checkpoint.manifest.application
     files.files()
+    by_helper = bool(application.ready_file) and READY_BY_HELPER in files.read(application.ready_file or "")
     for stale in (application.ready_file, application.signal_file):
         if stale:
             files.remove(stale)
@@ -250,6 +262,7 @@ def _files(container: Container, checkpoint: Checkpoint, files: Replay) -> None:
         markers.add(application.marker_file)
     for marker in sorted(markers):
         files.write_marker(marker)
+    return by_helper
 
 
 def _ready_again(container: Container, checkpoint: Checkpoint) -> None:

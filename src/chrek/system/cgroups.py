@@ -86,6 +86,15 @@ def memory_limit(pid: int) -> int | None:
     return lowest
 
 
+def memory_used(pid: int) -> int:
+    """Return the memory charged to *pid*'s own group in bytes; 0 where it is not counted."""
+    for directory in directories(pid):
+        for name in ("memory.current", "memory.usage_in_bytes"):
+            with suppress(OSError, ValueError):
+                return int((directory / name).read_text())
+    return 0
+
+
 class OwnGroup:
     """A fresh group in every hierarchy, for one program that must not be killed with somebody else.
 

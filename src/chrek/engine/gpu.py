@@ -1,0 +1,150 @@
+"""The GPU part of both sequences: the driver moves GPU state into the processes' memory and back.
+
+A capture looks for processes that hold GPU devices, refuses what the driver would save and never bring
+back, and takes all of them to the driver's checkpointed state before CRIU runs and back after it. A
+restore works out which GPU here takes the place of which, before CRIU runs, and lets the driver put
+the state back once the tree runs again; until then its GPU calls wait.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chrek.artifact import Gpu
+from chrek.cuda import abi, detect, evidence, gpumap
+from chrek.cuda.driver import Driver, GpuUuid
+from chrek.cuda.inventory import Inventory, Nvml, require_memory
+from chrek.cuda.sequence import GpuState
+from chrek.system import cgroups, procfs
+
+if TYPE_CHECKING:
+    from chrek.artifact import Manifest
+    from chrek.engine.container import Container
+    from chrek.engine.preflight import Subject
+    from chrek.engine.progress import Progress
+    from chrek.errors import Reason
+    from chrek.system.ids import HostPid, NsPid
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a tree has on GPUs.
+
+    Attributes:
+        pids: its processes with an initialised driver.
+        gpus: the GPUs that they see, with what they use of each.
+        bytes: GPU memory that the driver will move into the processes.
+        warnings: findings that the user overrode.
+    """
+
+    state: GpuState
+    pids: tuple[HostPid, ...]
+    gpus: tuple[Gpu, ...]
+    bytes: int
+    warnings: tuple[str, ...]
+
+
+def look(subject: Subject, *, allow: Collection[Reason]) -> Use | None:
+    """Look at the tree's GPU processes; None where none has a GPU device open.
+
+    Raises:
+        Refused: the driver is missing or too old, or would not bring back what it saves.
+        CaptureFailed: the driver does not answer.
+    """
+    holders = [pid for pid, files in subject.files.items() if any(evidence.is_gpu_device(f.target) for f in files)]
+    if not holders:
+        return None
+    driver = Driver()
+    driver.require()
+    state = GpuState(driver)
+    found = {process.pid: abi.state_name(process.state) for process in state.find(subject.tree)}
+    seen = [evidence.read(pid, driver_state=found.get(pid, "none")) for pid in dict.fromkeys([*holders, *found])]
+    inventory = Nvml().read()
+    findings = detect.detect(seen, mig_minors=inventory.mig, peers=inventory.peers)
+    warnings = [str(finding) for finding in detect.refuse(findings, allow=allow)]
+    pid1 = subject.container.pid1
+    needed = require_memory(
+        inventory.of(found), limit=cgroups.memory_limit(pid1), current=cgroups.memory_used(pid1)
+    )
+    minors = {minor for one in seen for minor in detect.visible_minors(one)}
+    gpus = tuple(_recorded(gpu, inventory.driver) for gpu in inventory.gpus_of(minors, found))
+    return Use(state, tuple(found), gpus, needed, tuple(warnings))
+
+
+def _recorded(gpu: gpumap.Gpu, driver: str) -> Gpu:
+    return Gpu(uuid=str(gpu.uuid), model=gpu.model, driver=driver, memory=gpu.memory, used=gpu.used, minor=gpu.minor)
+
+
+@contextmanager
+def held(use: Use | None, progress: Progress) -> Iterator[None]:
+    """Keep the tree's GPU state in its processes' memory meanwhile.
+
+    Raises:
+        CaptureFailed: every process was driven back to running, or ``GPU_STUCK`` names the one that was not.
+    """
+    if use is None:
+        yield
+        return
+    with progress.phase("gpu save"):
+        state = use.state.capture(use.pids)
+    try:
+        yield
+    finally:
+        with progress.phase("gpu resume"):
+            use.state.resume(state)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a restore brings GPU state back: which processes, and which GPU for which."""
+
+    state: GpuState
+    processes: tuple[NsPid, ...]
+    gpu_map: Mapping[GpuUuid, GpuUuid]
+
+    def restore(self, host_pids: Mapping[NsPid, HostPid], progress: Progress) -> None:
+        """Let the driver put the state back and the processes run on.
+
+        Raises:
+            RestoreFailed: the tree must be killed.
+        """
+        with progress.phase("gpu restore"):
+            self.state.restore([host_pids[pid] for pid in self.processes if pid in host_pids], self.gpu_map or None)
+
+
+def plan(manifest: Manifest, container: Container) -> Plan | None:
+    """Work out which GPU of the container takes the place of which; None for a checkpoint without GPUs.
+
+    Raises:
+        Refused: another driver, too few GPUs of a model, or one with too little free memory.
+    """
+    if not manifest.facts.gpus:
+        return None
+    driver = Driver()
+    driver.require()
+    inventory = Nvml().read()
+    gpumap.check_driver(manifest.facts.gpus[0].driver, inventory.driver)
+    saved = [
+        gpumap.Gpu(GpuUuid.parse(gpu.uuid), gpu.model, gpu.memory, gpu.minor, gpu.used) for gpu in manifest.facts.gpus
+    ]
+    gpu_map = gpumap.plan_map(saved, _given(container, inventory))
+    return Plan(GpuState(driver), manifest.application.gpu_processes, gpu_map)
+
+
+def _given(container: Container, inventory: Inventory) -> list[gpumap.Gpu]:
+    """Return the GPUs whose device nodes the container has."""
+    names = set()
+    with suppress(OSError):
+        names = set(os.listdir(Path(f"/proc/{container.pid1}/root/dev")))
+    return [gpu for gpu in inventory.gpus if f"nvidia{gpu.minor}" in names]
+
+
+def ns_pids(use: Use | None) -> tuple[NsPid, ...]:
+    """Return the GPU processes' ids inside the container."""
+    states = [procfs.status(pid) for pid in use.pids] if use else []
+    return tuple(state.ns_pid for state in states if state is not None)
