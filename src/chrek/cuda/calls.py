@@ -1,10 +1,8 @@
 """One driver call for many processes at once, with a deadline.
 
 A driver call may hang: it waits for a thread inside the other process. Each call therefore runs on a
-daemon thread of its own and the caller waits for all of them until the deadline. A thread is enough
-and a process is not needed: ctypes lets go of Python's lock during the call, and the calls for
-different processes do not wait for each other (measured: two checkpoints at once take as long as the
-longer one).
+daemon thread of its own and the caller waits for all of them until the deadline. ctypes lets go of
+Python's lock during the call, so threads are enough.
 
 A call that is still out at the deadline cannot be taken back, and the process it acts on must not be
 touched meanwhile. The caller gets the outcome "not back" and may leave an action that the call's own

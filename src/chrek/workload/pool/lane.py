@@ -1,12 +1,13 @@
 """What one thread of a transfer needs on the GPU: a stream and a small pinned buffer.
 
 The pinned buffer is ordinary private memory that is registered with the driver, and not memory from
-``cuMemHostAlloc``: that is shared memory, which CRIU moves on one thread, and takes 2.4 times as long to
-make (256 MiB: 0.15 s, in huge pages 0.06 s; H100, driver 580). It is made when it is first used and
+``cuMemHostAlloc``: that is shared memory, which CRIU moves on one thread, and takes three times as long to
+make (256 MiB: 0.16 s, in huge pages 0.05 s; H100, driver 580). It is made when it is first used and
 gone when the transfer ends, so a checkpoint never holds it.
 
-The buffer is small on purpose: pieces of 4 MiB stay in the processor's cache between the read and the
-copy to the GPU (16 MiB each: half the speed), and smaller ones cost more of Python than they gain.
+The buffer is small on purpose: with pieces of 4 MiB what was read is probably still in the processor's
+cache when it crosses the link (16 threads: 26 GB/s, with pieces of 16 MiB 22; 8 threads: 29 and 17), and
+smaller pieces cost more of Python than they gain.
 
 Rejected: pinning the pages of the files themselves, so that the processor copies nothing. The driver
 pins on one thread at a time, 1 GiB in 0.046 s, which ends at 17 GB/s (with 4 KiB pages 9), and slows
