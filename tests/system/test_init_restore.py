@@ -152,7 +152,7 @@ def test_a_signal_ends_the_container_while_nothing_runs(number: int, steps: tupl
             began = time.monotonic()
             init.kill(number)
             assert init.wait() == 128 + number
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 8  # a lost claim would be noticed after 10
             engine.go()
             assert engine.line().split()[1] in {"CLAIM_LOST", "APP_NOT_FOUND"}
 
@@ -171,7 +171,7 @@ def test_an_agent_timeout_of_zero_does_not_wait() -> None:
     began = time.monotonic()
     with Contained(COLD, env={**ENV, "CHREK_AGENT_TIMEOUT": "0"}) as init:
         assert init.wait() == 5
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20  # the default wait is 30
 
 
 def test_fail_instead_of_cold() -> None:

@@ -47,7 +47,7 @@ def test_a_mounted_store_without_the_checkpoint_is_a_cold_start_at_once(tmp_path
     with Contained(COLD, env=pod(tmp_path), before=mounted(tmp_path)) as init:
         assert init.wait() == 5
         assert "start=cold reason=NOT_FOUND" in init.stderr()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20  # nobody was waited for: that takes 30
 
 
 def test_no_checkpoint_is_no_failure(tmp_path: Path) -> None:
