@@ -262,6 +262,7 @@ def test_a_volume_is_carried_whole_but_without_other_mounts_in_it(base: Path) ->
     shutil.rmtree(source / "mnt")
     shutil.rmtree(target / "mnt")
     for tree in (source, target):
+        os.utime(tree / "file", ns=(1, 1))
         os.utime(tree, ns=(1, 1))
     assert differences(snapshot(source), snapshot(target)) == []
 

@@ -23,9 +23,11 @@ started again (but for one system call: a root whose journal is gone keeps the w
 dies before setting it). No step needs disk space but for directory entries: undoing works on a full disk.
 
 Why files are moved one by one and not directories as a whole: renaming a directory that lies in a lower
-layer of an overlay is EXDEV. Renaming a file of a lower layer copies it up; the copy goes when the
-container goes. What counts is what the container sees: contents, metadata, names. Not undone are link
-counts of hard links in a lower layer (copying up splits them), access and change times, inode numbers.
+layer of an overlay is EXDEV. Renaming a file of a lower layer copies it up and flushes the copy to disk,
+3 ms a file (5,000 deleted files: 21 s, against 2.5 s with copies of our own; 2-core VM under load, ext4);
+so on an overlay a file is copied to ``saved/`` and deleted. Either way the copy goes when the container
+goes. What counts is what the container sees: contents, metadata, names. Not undone are link counts of hard
+links in a lower layer (their files become separate ones), access and change times, inode numbers.
 
 No flush to disk anywhere: the journal guards against a killed process, and after a crash of the machine
 the container is gone.
@@ -44,6 +46,7 @@ from typing import Any, Final, Self
 
 from chrek.errors import Reason, Refused, RestoreFailed
 from chrek.rootfs import fd as fds
+from chrek.rootfs.copying import copy_attributes, copy_content, is_overlay
 from chrek.rootfs.meta import Meta, read_xattrs, set_on_fd
 from chrek.rootfs.skip import JOURNAL_PREFIX
 
@@ -68,6 +71,7 @@ class Journal:
             )
         self.root = os.dup(root_fd)
         self._name = b""
+        self._overlay = is_overlay(root_fd)
         self._dir = self._log = self._saved = -1
         self._count = 0
         self._kept: set[bytes] = set()
@@ -88,6 +92,7 @@ class Journal:
         self = cls.__new__(cls)
         self.root = os.dup(root_fd)
         self._name = name
+        self._overlay = False  # matters to recording only
         self._dir = fds.open_beneath(root_fd, name)
         self._log = self._saved = -1
         self._count = 0
@@ -123,7 +128,33 @@ class Journal:
     def move_aside(self, path: bytes, parent: int) -> None:
         """Move the entry *path* (no directory) out of its directory, open at *parent*."""
         number = self._next("move", path)
-        os.rename(fds.split(path)[1], b"%d" % number, src_dir_fd=parent, dst_dir_fd=self._saved)
+        name, saved = fds.split(path)[1], b"%d" % number
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if self._overlay and stat.S_ISREG(status.st_mode):
+            self._copy_aside(parent, name, saved)
+            os.unlink(name, dir_fd=parent)
+        else:
+            os.rename(name, saved, src_dir_fd=parent, dst_dir_fd=self._saved)
+
+    def _copy_aside(self, parent: int, name: bytes, saved: bytes) -> None:
+        """Copy a file to ``saved/``; only a whole copy gets the name that undo looks for."""
+        partial = saved + b".part"
+        source = fds.openat2(parent, name, fds.READ, resolve=fds.BENEATH | fds.NO_XDEV)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            target = os.open(partial, flags, 0o600, dir_fd=self._saved)
+            try:
+                status = os.fstat(source)
+                copy_content(source, target, status.st_size)
+                os.fchown(target, status.st_uid, status.st_gid)
+                os.fchmod(target, stat.S_IMODE(status.st_mode))
+                copy_attributes(source, target)
+                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        os.rename(partial, saved, src_dir_fd=self._saved, dst_dir_fd=self._saved)
 
     def remove_tree(self, path: bytes) -> None:
         """Move everything at the directory *path* aside and remove its directories, the deepest first."""

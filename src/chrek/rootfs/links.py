@@ -17,8 +17,9 @@ from typing import Final
 
 from chrek.errors import CaptureFailed, Reason, Refused, RestoreFailed
 from chrek.rootfs import fd as fds
+from chrek.rootfs.copying import copy_content
 from chrek.rootfs.journal import delete_tree
-from chrek.rootfs.output import BUFFER, write_failed
+from chrek.rootfs.output import write_failed
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACROSS_MOUNTS: Final = fds.BENEATH
@@ -79,21 +80,7 @@ def _copy_to(source: int, directory: int, name: str | bytes, status: os.stat_res
     """Copy content and time, holes left out; nothing remains of a copy that failed."""
     target = os.open(name, _CREATE, mode, dir_fd=directory)
     try:
-        os.truncate(target, status.st_size)
-        at = 0
-        while at < status.st_size:
-            try:
-                at = os.lseek(source, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # a hole up to the end
-                    break
-                raise
-            data = os.pread(source, min(BUFFER, os.lseek(source, at, os.SEEK_HOLE) - at, status.st_size - at), at)
-            if not data:
-                break
-            os.lseek(target, at, os.SEEK_SET)
-            fds.write_all(target, data)
-            at += len(data)
+        copy_content(source, target, status.st_size)
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     except BaseException:
         os.unlink(name, dir_fd=directory)
