@@ -17,7 +17,7 @@ from chrek.errors import Refused
 from chrek.system.ids import HostPid
 
 CHREK = (sys.executable, "-m", "chrek.cli")
-PYTHON = (sys.executable, "-I", "-S", "-u")
+PYTHON = (sys.executable, "-I", "-S")
 """The interpreter itself: what PATH calls python3 may be a shell script."""
 
 DEADLINE = 30.0
@@ -106,7 +106,7 @@ class Running:
             found.clear()
             for word in children.read_text().split():
                 try:
-                    found.append(targets._target(HostPid(int(word))).pid1)  # noqa: SLF001
+                    found.append(targets._target(HostPid(int(word))).pid1)
                 except Refused:
                     continue
             return bool(found)
