@@ -24,7 +24,7 @@ DEADLINE = 30.0
 
 
 def chrek(
-    *arguments: str | Path, store: Path | None = None, env: Mapping[str, str] | None = None, stdin: str = ""
+    *arguments: str | int | Path, store: Path | None = None, env: Mapping[str, str] | None = None, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run ``chrek`` to its end."""
     environment = {**os.environ, **(env or {})}
@@ -36,7 +36,7 @@ def chrek(
     )
 
 
-def chrek_json(*arguments: str | Path, store: Path | None = None) -> Any:  # noqa: ANN401 - whatever JSON it is
+def chrek_json(*arguments: str | int | Path, store: Path | None = None) -> Any:  # noqa: ANN401 - whatever JSON it is
     """Run ``chrek … --json``, which must end well, and return what it wrote."""
     done = chrek(*arguments, "--json", store=store)
     assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ class Running:
             found.clear()
             for word in children.read_text().split():
                 try:
-                    found.append(targets._target(HostPid(int(word))).pid1)
+                    found.append(targets.target(HostPid(int(word))).pid1)
                 except Refused:
                     continue
             return bool(found)

@@ -53,7 +53,7 @@ def command(
     from chrek.cli import targets
     from chrek.store import Policy, collect, plan
 
-    in_use = {*keep, *(target.checkpoint_id for target in targets.every() if target.checkpoint_id)}
+    in_use = {*keep, *(found.checkpoint_id for found in targets.every() if found.checkpoint_id)}
     policy = Policy(max_age=max_age, max_count=max_count, max_bytes=max_bytes, grace=grace)
     with options.open_store(store) as opened:
         todo = plan(opened, policy, in_use=in_use)

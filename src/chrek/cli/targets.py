@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,19 @@ class Target:
 
 def every() -> list[Target]:
     """Return all inits of this machine that we may look into."""
-    return [_target(pid) for pid in initstate.find_inits()]
+    found = []
+    for pid in initstate.find_inits():
+        with suppress(Refused):  # it has ended meanwhile
+            found.append(target(pid))
+    return found
 
 
-def _target(pid1: HostPid) -> Target:
+def target(pid1: HostPid) -> Target:
+    """Return what is known of an init.
+
+    Raises:
+        Refused: ``APP_NOT_FOUND``, when it is none.
+    """
     state = initstate.read_state(pid1)
     own = (procfs.environment(pid1) or {}).get(ID_VARIABLE, "")
     return Target(pid1, state, state.checkpoint_id or own)
@@ -59,10 +69,10 @@ def find(checkpoint_id: str, *, pid: int | None, container: str | None) -> HostP
     if pid is not None:
         return _of_process(pid)
     found = every()
-    matching = [target for target in found if target.checkpoint_id == checkpoint_id]
+    matching = [each for each in found if each.checkpoint_id == checkpoint_id]
     if len(matching) == 1:
         return matching[0].pid1
-    listed = "".join(f"\n  {target.words}" for target in matching or found)
+    listed = "".join(f"\n  {each.words}" for each in matching or found)
     if matching:
         message = f"{len(matching)} applications of id {checkpoint_id!r} run here:{listed}"
         raise Refused(Reason.APP_NOT_FOUND, message, cure="Name one of them with --pid.")
