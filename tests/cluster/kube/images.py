@@ -30,6 +30,8 @@ def pack(*, name: str, root: Path, archive: Path, command: list[str]) -> None:
             "created": "1970-01-01T00:00:00Z",
             "config": {"Cmd": command, "Env": [_PATH]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+            # One entry for each layer, or buildah refuses to build on it.
+            "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "tests"}],
         }
     ).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"

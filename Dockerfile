@@ -1,0 +1,72 @@
+# Images of ChReK.
+#
+#   agent         what the chart's DaemonSet runs: the bundle, the Kubernetes client, the command line
+#   placeholder   an application's image, checkpoint-enabled:
+#                   cd deploy/chrek
+#                   docker build --target placeholder --build-arg BASE_IMAGE=app:1 -t app:1-checkpoint .
+#                 deploy/checkpoint-enable does the same and passes on the base image's command too.
+#
+# deploy/chrek is a link to the root of the project, so that the build sees the sources from there.
+#
+# By hand, in a Dockerfile of your own, two lines are enough (the command after ENTRYPOINT is yours to give):
+#
+#   COPY --from=chrek-placeholder /opt/chrek /opt/chrek
+#   COPY --from=chrek-placeholder /usr/local/bin/restore-entrypoint /usr/local/bin/smart-entrypoint.sh /usr/local/bin/
+#   ENTRYPOINT ["/usr/local/bin/smart-entrypoint.sh"]
+#   CMD ["python3", "app.py"]
+
+ARG DEBIAN_IMAGE=debian:trixie-slim
+ARG BASE_IMAGE=bundle
+
+FROM ${DEBIAN_IMAGE} AS builder
+RUN apt-get update -q \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        busybox-static ca-certificates debian-archive-keyring patchelf python3 python3-pip
+WORKDIR /build
+
+FROM builder AS bundle-builder
+COPY tools/debian.py tools/setup-criu tools/
+# Not as root: root would also be asked whether this kernel lets CRIU work, which does not matter while building.
+RUN mkdir -m 0777 /criu && setpriv --reuid 65534 --clear-groups python3 tools/setup-criu --bundle /criu/criu --cache /tmp/criu
+COPY deploy/image deploy/image
+COPY src src
+RUN python3 deploy/image/lay-out-bundle /opt/chrek src && mv /criu/criu /opt/chrek/criu && chown -R 0:0 /opt/chrek
+
+FROM scratch AS bundle
+COPY --from=bundle-builder /opt/chrek /opt/chrek
+COPY deploy/image/smart-entrypoint.sh deploy/image/restore-entrypoint /usr/local/bin/
+
+FROM builder AS agent-packages
+COPY pyproject.toml ./
+RUN python3 -c 'import tomllib; e = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print("\n".join(e["agent"] + e["cli"]))' > wanted \
+    && python3 -m pip install -q --no-cache-dir --root-user-action ignore --target /site-packages -r wanted \
+    && find /site-packages -name tests -type d -prune -exec rm -rf {} +
+
+FROM scratch AS agent
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="chrek-agent" \
+      org.opencontainers.image.description="Checkpoints and restores the pods of its node" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=bundle /opt/chrek /opt/chrek
+COPY --from=agent-packages /site-packages /opt/chrek/lib/site-packages
+COPY deploy/image/chrek /usr/local/bin/chrek
+ENV PATH=/usr/local/bin:/opt/chrek/bin
+ENTRYPOINT ["/usr/local/bin/chrek"]
+CMD ["--help"]
+
+# In a stage of its own, since the base image may have no program that could do it.
+FROM builder AS image-facts
+ARG BASE_ENTRYPOINT=
+ARG BASE_CMD=
+ARG BUILD_ID=
+COPY deploy/image/image-facts ./
+RUN python3 image-facts /facts "${BASE_ENTRYPOINT}" "${BASE_CMD}" "${BUILD_ID}"
+
+FROM ${BASE_IMAGE} AS placeholder
+COPY --from=bundle /opt/chrek /opt/chrek
+COPY --from=image-facts /facts /opt/chrek
+COPY --from=bundle /usr/local/bin/restore-entrypoint /usr/local/bin/smart-entrypoint.sh /usr/local/bin/
+ENTRYPOINT ["/usr/local/bin/smart-entrypoint.sh"]
