@@ -22,8 +22,10 @@ from typing import Any
 SOURCE = Path(__file__).parents[2] / "src"
 sys.path[:0] = [str(SOURCE), str(SOURCE.parent / "tests")]
 
-from chrek.cuda import evidence  # noqa: E402 - found by the line above
-from chrek.cuda.preflight import before_capture, remaining_devices  # noqa: E402
+from chrek.cuda import abi, evidence
+from chrek.cuda.detect import detect, refuse
+from chrek.cuda.driver import Driver
+from chrek.cuda.sequence import GpuState
 from gpu.harness import tree  # noqa: E402
 
 PORT = 8123
@@ -136,20 +138,19 @@ def main() -> None:
     if arguments.evidence:
         arguments.evidence.write_text("".join(evidence.read(pid).text() for pid in pids))
     begin = time.perf_counter()
-    found = before_capture(pids)
-    if found is None:
-        raise SystemExit("no process with a GPU was found")
-    state, gpus = found
+    state = GpuState(Driver())
+    states = {process.pid: abi.state_name(process.state) for process in state.find(pids)}
+    users = [pid for pid in pids if evidence.uses_driver(pid)]
+    refuse(detect([evidence.read(pid, driver_state=states.get(pid, "none")) for pid in users]))
     preflight = time.perf_counter() - begin
-    held = state.capture(gpus.pids)
-    left = remaining_devices(gpus.pids)
+    held = state.capture(states)
+    left = evidence.remaining_devices(users)
     resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in pids)
     say(
         step="checkpoint",
         processes=len(pids),
-        gpu_processes=len(gpus.pids),
+        gpu_processes=len(states),
         preflight_s=round(preflight, 3),
-        moved_gb=round(gpus.moved / 1e9, 2),
         resident_gb=round(resident / 1e9, 2),
         devices_left=sorted({device for devices in left.values() for device in devices}),
         seconds={name: round(value, 3) for name, value in held.seconds.items()},

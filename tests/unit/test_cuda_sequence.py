@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from chrek.cuda import evidence
 from chrek.cuda.abi import Code, ProcessState
 from chrek.cuda.driver import Driver, GpuUuid
 from chrek.cuda.sequence import Deadlines, GpuState
@@ -213,6 +214,30 @@ def test_an_old_driver(tmp_path: Path) -> None:
         Driver(str(machine.library)).require()
     assert caught.value.reason is Reason.GPU_DRIVER_TOO_OLD
     assert "570" in caught.value.cure
+
+
+def test_an_older_driver_restores_in_place_only(standin: cudastandin.StandIn) -> None:
+    """A map needs CUDA 13; the same GPUs do not."""
+    standin.shared.version = 12080
+    driver = Driver(str(standin.library))
+    driver.require(gpu_map={})
+    with pytest.raises(Refused, match=r"this is CUDA 12\.8") as caught:
+        driver.require(gpu_map={GpuUuid(b"\1" * 16): GpuUuid(b"\2" * 16)})
+    assert caught.value.reason is Reason.GPU_DRIVER_TOO_OLD
+
+
+def test_a_process_is_known_by_the_library(standin: cudastandin.StandIn, pids: list[HostPid]) -> None:
+    """A checkpointed process holds no device, so its mapped library tells; others and ended ones do not."""
+    library = standin.library.rename(standin.library.with_name("libcuda.so.1"))
+    code = f"import ctypes; ctypes.CDLL({str(library)!r}); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert evidence.uses_driver(HostPid(process.pid))
+    assert evidence.remaining_devices([HostPid(process.pid)]) == {}
+    process.communicate(b"\n")
+    assert not evidence.uses_driver(HostPid(process.pid))
+    assert not evidence.uses_driver(pids[0])
 
 
 def test_cuinit_that_fails_or_hangs(standin: cudastandin.StandIn, pids: list[HostPid]) -> None:

@@ -1,6 +1,5 @@
 """GPU state through NVIDIA's driver: binding, sequence, map of GPUs, what has to be refused.
 
-- `chrek.cuda.preflight`: where a capture and a restore begin; all of the following in one call each.
 - `chrek.cuda.driver`: the checkpoint calls of ``libcuda.so.1``; `chrek.cuda.abi` their layouts.
 - `chrek.cuda.sequence`: lock, checkpoint, restore, unlock for a tree, undone from every state.
 - `chrek.cuda.gpumap`: which GPU takes the place of which.

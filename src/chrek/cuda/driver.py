@@ -65,10 +65,17 @@ class Driver:
     def _initialise(self) -> None:
         self._init_code = int(self._library.cuInit(0))
 
-    def require(self) -> None:
-        """Raise `Refused` with `GPU_DRIVER_TOO_OLD` unless every checkpoint call is there."""
+    def require(self, *, gpu_map: Mapping[GpuUuid, GpuUuid] | None = None) -> None:
+        """Raise `Refused` with `GPU_DRIVER_TOO_OLD` unless every checkpoint call is there.
+
+        With a `gpu_map` that is not empty the driver has to take one, too.
+        """
         for call in abi.CALLS:
             self._function(call.symbol)
+        if gpu_map and not self.takes_map():
+            message = f"Restoring on other GPUs needs a driver of CUDA 13; this is CUDA {self.cuda_version_text()}."
+            cure = f"Install NVIDIA driver {abi.PAIRS_NEED_DRIVER} or newer, or restore on the checkpoint's own GPUs."
+            raise Refused(Reason.GPU_DRIVER_TOO_OLD, message, cure=cure)
 
     def ready(self, timeout: float) -> int | None:
         """Wait for ``cuInit``; its code, or None if it has not come back after `timeout` seconds."""

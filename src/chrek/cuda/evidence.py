@@ -24,6 +24,7 @@ KCMP = {"x86_64": 312, "aarch64": 272}
 """Number of kcmp(2), for which the C library has no function."""
 KCMP_FILE = 0
 _libc = ctypes.CDLL(None, use_errno=True)
+LIBCUDA = re.compile(r"/libcuda\.so(\.\d+)*$")
 KEPT = re.compile(r"/dev/|/memfd:|\(deleted\)|libcuda\.|libnccl\.|libnvidia-ml\.|io_uring")
 
 
@@ -118,6 +119,29 @@ def read(pid: HostPid, *, driver_state: str = "unknown") -> Evidence:
 def is_gpu_device(target: str) -> bool:
     """Whether a descriptor's target is one of the driver's devices."""
     return target.startswith("/dev/nvidia")
+
+
+def uses_driver(pid: HostPid) -> bool:
+    """Whether a process has the driver's library mapped or one of its devices open; False if it ended.
+
+    The library counts too: a process that the driver has checkpointed holds no device.
+    """
+    base = f"/proc/{pid}"
+    try:
+        mapped = any(LIBCUDA.search(one.path) for one in _read_maps(base))
+        return mapped or any(is_gpu_device(target) for _, target in _read_descriptors(base))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def remaining_devices(pids: Iterable[HostPid]) -> dict[HostPid, tuple[str, ...]]:
+    """GPU devices that processes still hold after the driver's checkpoint: CRIU cannot dump those."""
+    held = {}
+    for pid in pids:
+        targets = {target for _, target in _read_descriptors(f"/proc/{pid}") if is_gpu_device(target)}
+        if targets:
+            held[pid] = tuple(sorted(targets))
+    return held
 
 
 def _read_inherited(pid: int, parent: int, descriptors: Mapping[int, str]) -> Iterator[int]:
