@@ -16,7 +16,7 @@ fi
 out=$3
 for part in a d; do unpack "$2/$part.tar.xz" & done
 wait
-export PYTHONPATH=/tmp/site:$PWD/src PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=/tmp/inductor TRITON_CACHE_DIR=/tmp/triton
+export PYTHONPATH=/tmp/site:$PWD/src:$PWD/tests PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=/tmp/inductor TRITON_CACHE_DIR=/tmp/triton
 export VLLM_CACHE_ROOT=/tmp/vcache VLLM_USE_FLASHINFER_SAMPLER=0 UV_USE_IO_URING=0
 unset PYTHONDONTWRITEBYTECODE
 mkdir -p /tmp/site/chrek-0.dist-info

@@ -2,7 +2,7 @@
 
 Starts ``vllm serve`` as it is and keeps its answers; starts it again in a checkpoint job; when it is ready (asleep,
 weights in files) takes its whole tree through preflight, lock, checkpoint, restore, unlock; writes the restore
-marker; compares answers, log-probabilities included. Prints one JSON object a line.
+marker; compares answers, log-probabilities included. Prints one JSON object a line. Needs src and tests in PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).parents[2] / "src"
-sys.path[:0] = [str(SOURCE), str(SOURCE.parent / "tests")]
-
 from chrek.cuda import abi, evidence
 from chrek.cuda.detect import detect, refuse
 from chrek.cuda.driver import Driver
 from chrek.cuda.sequence import GpuState
-from gpu.harness import tree  # noqa: E402
+from gpu.harness import tree
 
 PORT = 8123
 CHANCE = random.Random(5)

@@ -14,9 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from chrek.workload.pool import CudaError, Options, PoolCorrupt, PoolError, TensorPool, handover_directory
-from chrek.workload.pool import files as pool_files
-from chrek.workload.pool.cuda import SIGNATURES
+from chrek.workload.pool import (
+    CudaError,
+    Options,
+    PoolCorrupt,
+    PoolError,
+    Region,
+    TensorPool,
+    handover_directory,
+    load,
+    save,
+)
+from chrek.workload.pool.cuda import SIGNATURES, Cuda
 from chrek.workload.pool.digest import reference
 from chrek.workload.pool.layout import BLOBS, BLOCK, from_json
 from chrek.workload.pool.places import home
@@ -408,13 +417,22 @@ def test_no_place_for_the_files(standin: cudastandin.StandIn, tmp_path: Path, mo
         pool.onload()
 
 
-def test_files_around_the_cache(tmp_path: Path) -> None:
-    """Direct reads are used where they are asked for and the file system has them."""
-    path = tmp_path / "blob"
-    path.write_bytes(bytes(2 * MIB))
-    for direct in ("off", "auto", "on"):
-        fd = pool_files.open_blob(str(path), direct)
-        os.close(fd)
+@pytest.mark.parametrize("direct", ["auto", "off", "on"])
+def test_regions_of_other_owners(standin: cudastandin.StandIn, tmp_path: Path, direct: str) -> None:
+    """Memory that a framework maps itself is saved and loaded, in any size that is a multiple of 16."""
+    cuda = Cuda(str(standin.library))
+    data = random.Random(7).randbytes(9 * MIB + 48)
+    memory = ctypes.create_string_buffer(data, len(data) + 16)
+    start = -(-ctypes.addressof(memory) // 16) * 16
+    write(start, data)
+    options = Options(threads=2, chunk=MIB, direct=direct)
+    regions = [Region(0, start, 9 * MIB), Region(0, start + 9 * MIB, 48)]
+    index, report = save(cuda, regions, str(tmp_path), pool="other", options=options)
+    assert report.moved == len(data)
+    ctypes.memset(start, 0, len(data))
+    load(cuda, index, str(tmp_path), options=options)
+    assert ctypes.string_at(start, len(data)) == data
+    assert from_json((tmp_path / "index.json").read_text()) == index
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".", "a.json"])

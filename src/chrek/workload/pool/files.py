@@ -25,6 +25,8 @@ AUTO: Final = "auto"
 ON: Final = "on"
 OFF: Final = "off"
 DIRECT: Final = getattr(os, "O_DIRECT", 0)
+UNIT: Final = 4096
+"""Direct I/O moves whole units; a blob that ends within one is read and written through the cache."""
 
 
 @dataclass
@@ -62,13 +64,13 @@ def create(directory: str, blob: Blob, number: int, direct: str) -> Output:
     """Start a blob's file in `directory`; raises `OSError`."""
     temporary = os.path.join(directory, f".writing-{os.getpid()}-{number}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    fd = os.open(temporary, flags | (DIRECT if direct == ON else 0), 0o600)
+    fd = os.open(temporary, flags | (DIRECT if direct == ON and blob.size % UNIT == 0 else 0), 0o600)
     return Output(directory, blob, fd, temporary, blob.size)
 
 
-def open_blob(path: str, direct: str) -> int:
+def open_blob(path: str, size: int, direct: str) -> int:
     """Open a blob for reading, around the page cache if that is asked for or pays; raises `OSError`."""
-    if direct == OFF or (direct == AUTO and _cached(path)):
+    if size % UNIT or direct == OFF or (direct == AUTO and _cached(path)):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | DIRECT)
@@ -150,6 +152,8 @@ def locate(index: Index, directories: Iterable[str]) -> str:
 
     Raises `PoolError` that says what each directory lacks.
     """
+    if not any(True for _ in index.stored()):
+        return ""  # nothing but zeros
     troubles = []
     for directory in dict.fromkeys(directories):
         blobs = os.path.join(directory, BLOBS)

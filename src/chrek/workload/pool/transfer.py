@@ -266,7 +266,7 @@ class _Reader:
                 self._read(lane, blob, os.path.join(self._directory, blob.name))
 
     def _read(self, lane: Lane, blob: Blob, path: str) -> None:
-        fd = files.open_blob(path, self._direct)
+        fd = files.open_blob(path, blob.size, self._direct)
         digest = hashlib.sha256()
         try:
             for piece in blob.pieces(lane.chunk):
