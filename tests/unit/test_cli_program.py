@@ -18,20 +18,30 @@ from chrek.errors import CaptureFailed, ChrekError, Reason, Refused, RestoreFail
 from chrekcli import CHREK, chrek
 
 
+def with_modules(option: str) -> subprocess.CompletedProcess[str]:
+    """Run chrek with one option; its output ends with the modules that were imported."""
+    code = f"""
+import sys
+sys.argv = ["chrek", {option!r}]
+from chrek.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
 def test_version_imports_nothing() -> None:
     """`--version` needs neither click nor any verb, and is quick."""
-    code = "import sys; sys.argv = ['chrek', '--version']; import chrek.cli as c\ntry: c.main()\nfinally: print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = with_modules("--version")
     assert done.stdout.splitlines()[0] == f"chrek {package.__version__}"
     assert not {"click", "rich", "chrek.engine", "dataclasses"} & set(done.stdout.split())
 
 
 def test_help_imports_no_verb() -> None:
     """The list of verbs is shown without importing them."""
-    code = (
-        "import sys; sys.argv = ['chrek', '--help']; import chrek.cli as c\ntry: c.main()\nfinally: print(*sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = with_modules("--help")
     assert not {f"chrek.cli.{verb}" for verb in VERBS} & set(done.stdout.split())
     assert all(verb in done.stdout for verb in VERBS)
 

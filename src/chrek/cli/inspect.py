@@ -65,7 +65,7 @@ def _about(checkpoint: Checkpoint) -> list[str]:
     origin, memory = manifest.provenance, manifest.memory
     zeros, needed = output.size(memory.zero_bytes), len(manifest.open_files)
     lines = [
-        f"command   {output.command_line(origin.command)}",
+        f"command   {output.short(output.command_line(origin.command), 200)}",
         f"taken     {manifest.created} on {origin.host}, Linux {origin.kernel}, {manifest.facts.architecture}",
         f"by        ChReK {origin.chrek}, CRIU {origin.criu}, format {manifest.format_version}, {memory.mode} dump",
         f"stored    {output.size(manifest.stored_bytes)} in {len(manifest.files)} files at {checkpoint.path}",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from chrek.criu import pagemaps
 from chrek.criu.images import Image, matching, read_all
-from chrek.criu.messages import FdInfo, InetSocket, RegularFile
+from chrek.criu.messages import FdInfo, InetSocket, PagemapEntry, RegularFile
 from chrek.criu.messages import Memory as MemoryImage
 from chrek.criu.protobuf import RAW, UINT, Message, field, nested
 from chrek.errors import Reason, Refused
@@ -31,8 +31,8 @@ PAGE = 4096
 _KINDS = (
     (1 << 3, "vdso"),
     (1 << 12, "vdso"),
-    (1 << 14, "memfd"),
-    (1 << 8, "shared anonymous"),
+    (1 << 14, "shared memory"),
+    (1 << 8, "shared memory"),
     (1 << 10, "System V shared"),
     (1 << 7, "shared file"),
     (1 << 6, "private file"),
@@ -83,7 +83,10 @@ class _ObjectIds(Message):
 
 @dataclass(frozen=True)
 class MemoryKind:
-    """Memory of one kind in one process, in bytes: how much address space, and how much of it is stored."""
+    """Memory of one kind in one process, in bytes: how much address space, and how much of it is stored.
+
+    What is in shared memory is stored once, not for each process that maps it: *pid* is 0 there.
+    """
 
     pid: int
     kind: str
@@ -152,6 +155,12 @@ def _memory(images: int, index: Index) -> Iterator[MemoryKind]:
             total[1] += sum(size for _, size in stored.inside(area.start, length))
         for kind, (mapped, held) in sorted(sums.items()):
             yield MemoryKind(process.pid, kind, mapped, held)
+    shared = 0
+    for name in matching(images, r"pagemap-shmem-(\d+)\.img").values():
+        entries = Image[PagemapEntry].read(images, name).decode(PagemapEntry, 1)
+        shared += sum(entry.pages * PAGE for entry in entries if (entry.flags or 0) & pagemaps.PE_PRESENT)
+    if shared:
+        yield MemoryKind(0, "shared memory", 0, shared)
 
 
 def _moved(index: Index) -> dict[NsPid, list[Run]]:
