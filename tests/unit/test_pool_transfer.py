@@ -226,6 +226,33 @@ def test_every_driver_call_is_in_the_stand_in(standin: cudastandin.StandIn) -> N
     assert [name for name in SIGNATURES if not hasattr(library, name)] == []
 
 
+def test_a_kernel_that_only_one_device_has(standin: cudastandin.StandIn, tmp_path: Path) -> None:
+    """If one of two devices cannot digest, all blocks have the other kind of digest."""
+    standin.fail("cuModuleLoadData", 221, skip=1)
+    pool = make_pool(standin)
+    held = fill_pool(pool)
+    pool.offload(str(tmp_path))
+    assert from_json((own(tmp_path) / "index.json").read_text()).digest == "sha256"
+    pool.onload(str(tmp_path))
+    assert intact(held)
+
+
+def test_what_a_killed_process_left(standin: cudastandin.StandIn, tmp_path: Path) -> None:
+    """Half written files of a process with the same id do not stand in the way, and are gone afterwards."""
+    blobs = own(tmp_path) / BLOBS
+    blobs.mkdir(parents=True)
+    for number in range(3):
+        (blobs / f".writing-{number}").write_bytes(b"x" * 9 * MIB)
+    (blobs / ("0" * 64)).touch()
+    pool = make_pool(standin)
+    held = fill_pool(pool)
+    pool.offload(str(tmp_path))
+    pool.onload()
+    assert intact(held)
+    index = from_json((own(tmp_path) / "index.json").read_text())
+    assert set(os.listdir(blobs)) == {blob.name for blob in index.stored()}
+
+
 def test_zeros_are_in_no_file(standin: cudastandin.StandIn, tmp_path: Path) -> None:
     """Blocks of zeros take no room and are zeros again, also where memory comes back dirty."""
     pool = make_pool(standin)

@@ -30,7 +30,7 @@ NAME = "chrek"
 TAKEN_OVER = "cumem"
 WEIGHTS = "weights"
 BACKENDS = "vllm.device_allocator.sleep_mode_backend"
-log = logging.getLogger("chrek.vllm")
+log = logging.getLogger("vllm.chrek")  # below vLLM's own logger, so that its settings hold
 
 
 def enabled() -> bool:

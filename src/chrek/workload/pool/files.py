@@ -61,9 +61,12 @@ class Output:
 
 
 def create(directory: str, blob: Blob, number: int, direct: str) -> Output:
-    """Start a blob's file in `directory`; raises `OSError`."""
-    temporary = os.path.join(directory, f".writing-{os.getpid()}-{number}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    """Start a blob's file in `directory`; raises `OSError`.
+
+    The directory is this process's own: a file of that name was left by a killed one with the same id.
+    """
+    temporary = os.path.join(directory, f".writing-{number}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags | (DIRECT if direct == ON and blob.size % UNIT == 0 else 0), 0o600)
     return Output(directory, blob, fd, temporary, blob.size)
 

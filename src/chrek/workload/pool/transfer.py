@@ -1,8 +1,8 @@
 """Moving regions of GPU memory to files and back, at the speed of the link.
 
 Threads, each with a stream and a small pinned buffer (`chrek.workload.pool.lane`): while one piece
-crosses the link the next is read or written. Every call of the loop lets go of Python's lock, so
-threads are enough.
+crosses the link the next is read or written. The calls of the loop that take time let go of Python's
+lock, so threads are enough.
 
 Nothing is freed here: if a transfer fails, the caller's memory is what it was (`save`), or undefined
 and the caller drops it (`load`).
@@ -158,6 +158,7 @@ def _digest(cuda: Cuda, index: Index) -> str:
     for device in sorted({region.device for region in index.regions}):
         kernel = digester(cuda, device)
         if kernel is None:
+            index.blobs = plan(index.regions)  # without what other devices have digested
             return SHA256
         blocks = [block for blob in index.blobs if blob.device == device for block in blob.blocks]
         with contextlib.closing(kernel):
