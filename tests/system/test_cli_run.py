@@ -277,6 +277,28 @@ def test_a_log_that_grew_since(store: Path, tmp_path: Path) -> None:
         assert appended.read_text().count("after the checkpoint") == 1000
 
 
+def test_a_file_whose_name_is_gone(store: Path, tmp_path: Path) -> None:
+    """An open file with another name than it was opened by comes back at every restore, and leaves nothing behind."""
+    code = f"""
+        import os, time
+        os.chdir({str(tmp_path)!r})
+        file = open("opened", "w+")
+        file.write("content"); file.flush()
+        os.link("opened", "other"); os.unlink("opened")
+        number = 0
+        while True:
+            number += 1
+            print("tick", number, os.pread(file.fileno(), 10, 0) == b"content", flush=True)
+            time.sleep(0.02)
+    """
+    saved(store, tmp_path, code)
+    for name in ("one", "two"):
+        with Running(["run", "--id", "x"], python(code), store=store, log=tmp_path / name) as run:
+            run.await_output("True\n")
+            assert ticks(run.output())[0] > 1
+    assert not list(tmp_path.glob("link_remap*"))
+
+
 # --- what cannot be restored ------------------------------------------------------------------------
 
 

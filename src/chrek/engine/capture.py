@@ -31,7 +31,7 @@ from chrek.criu.bundle import Bundle
 from chrek.criu.process import Criu, CriuFailed, Settings
 from chrek.criu.sessions import adopt_leaderless_sessions
 from chrek.criu.sockets import close_foreign_connections
-from chrek.engine import facts, freeze, gpu, streams
+from chrek.engine import facts, freeze, gpu, sidefiles, streams
 from chrek.engine.container import Container, ns_pid
 from chrek.engine.estimate import Estimate, estimate
 from chrek.engine.preflight import Subject, refuse
@@ -129,6 +129,7 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
                 files=files,
                 open_files=found.used,
                 volumes=tuple(sorted(frozen.volumes, key=lambda volume: volume.path)),
+                side_files=tuple(frozen.side_files),
             )
             progress.check()
             published = staging.publish(manifest, location=request.location, extra=request.extra)
@@ -179,7 +180,7 @@ def _dump(
     subject, need = found.subject, found.need
     container, root = subject.container, subject.tree[0]
     with ExitStack() as stack:
-        directories = {name: staging.make_directory(name) for name in ("images", "memory", "volumes")}
+        directories = {name: staging.make_directory(name) for name in ("images", "memory", "volumes", sidefiles.FOLDER)}
         for fd in directories.values():
             stack.callback(os.close, fd)
         plan = freeze.Plan(
@@ -188,6 +189,7 @@ def _dump(
             directory=staging.fd,
             images=directories["images"],
             folder=directories["memory"],
+            links=directories[sidefiles.FOLDER],
             mode=need.mode,
             root_changes=container.has_own_root,
             volumes=container.volumes(),

@@ -15,8 +15,9 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from chrek.artifact import FileEntry, Volume
+from chrek.artifact import FileEntry, SideFile, Volume
 from chrek.criu import pagemaps
+from chrek.engine import sidefiles
 from chrek.errors import CaptureFailed, Reason
 from chrek.memory.capture import Captured, capture
 from chrek.memory.ranges import PageRun, Range
@@ -46,6 +47,7 @@ class Frozen:
         adopted: a plain dump's moved pages, by the number of the page image they lie in.
         archives: what is known of each archive written, by its path in the checkpoint.
         volumes: the volumes among them.
+        side_files: link-remap files that lie in none of them.
         warnings: what changed under the copy, for people.
     """
 
@@ -54,6 +56,7 @@ class Frozen:
     adopted: dict[int, list[PageRun]] = field(default_factory=dict)
     archives: dict[str, FileEntry] = field(default_factory=dict)
     volumes: list[Volume] = field(default_factory=list)
+    side_files: list[SideFile] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -63,7 +66,7 @@ class Plan:
 
     Attributes:
         directory: descriptor of the checkpoint's directory.
-        images, folder: descriptors of its ``images/`` and ``memory/``.
+        images, folder, links: descriptors of its ``images/``, ``memory/`` and ``links/``.
         mode: ``lazy`` when CRIU left the pages to us, ``plain`` when it wrote them.
         root_changes: whether the container's root is an overlay of its own, whose changes are taken.
         volumes: (path in the container, kind) of each volume to take.
@@ -76,6 +79,7 @@ class Plan:
     directory: int
     images: int
     folder: int
+    links: int
     mode: Literal["lazy", "plain"]
     root_changes: bool
     volumes: list[tuple[str, str]]
@@ -92,7 +96,7 @@ def copy(plan: Plan, progress: Progress) -> Frozen:
     """
     frozen = Frozen(tree=procfs.tree(plan.root))
     stop = threading.Event()
-    jobs: list[Callable[[], None]] = [lambda: _memory(plan, frozen, progress, stop)]
+    jobs: list[Callable[[], None]] = [lambda: _memory(plan, frozen, progress, stop), lambda: _side_files(plan, frozen)]
     if plan.root_changes:
         jobs.append(lambda: _root_changes(plan, frozen))
     for number, (path, kind) in enumerate(plan.volumes):
@@ -230,6 +234,11 @@ def _volume_job(plan: Plan, frozen: Frozen, number: int, path: str, kind: str) -
         frozen.volumes.append(Volume(path=path, kind=kind, archive=name))
 
     return job
+
+
+def _side_files(plan: Plan, frozen: Frozen) -> None:
+    covered = [path for path, _ in plan.volumes]
+    frozen.side_files = sidefiles.save(plan.container, plan.images, plan.links, covered=covered)
 
 
 def _archive(plan: Plan, frozen: Frozen, name: str, write: Callable[[int], Packed]) -> None:

@@ -16,11 +16,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from chrek.artifact.names import timestamp
+from chrek.engine import sidefiles
 from chrek.errors import Reason, Refused, RestoreFailed
 from chrek.rootfs import fd as fds
 from chrek.rootfs.apply import apply
 from chrek.rootfs.archive import read_archive
 from chrek.rootfs.journal import Journal
+from chrek.rootfs.links import remove_links
 
 if TYPE_CHECKING:
     from chrek.artifact import Checkpoint, Volume
@@ -35,6 +37,7 @@ class Replay:
         self._checkpoint = checkpoint
         self._stack = ExitStack()
         self._journals: dict[str, Journal] = {}
+        self._links: list[bytes] = []
         self._kept = False
         self.warnings: list[str] = []
 
@@ -49,6 +52,7 @@ class Replay:
     def __exit__(self, *exception: object) -> None:
         try:
             if not self._kept:
+                remove_links(self._links, self._root)
                 for journal in reversed(self._journals.values()):
                     journal.undo()
         finally:
@@ -71,6 +75,7 @@ class Replay:
             self._apply("rootfs.tar", self._root_journal("rootfs.tar"), b"")
         for volume in self._checkpoint.manifest.volumes:
             self._volume(volume)
+        self._links = sidefiles.put_back(self._checkpoint, self._root)
 
     def _volume(self, volume: Volume) -> None:
         if volume.path in {path for path, _ in self._container.volumes()}:
