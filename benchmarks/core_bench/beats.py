@@ -5,6 +5,7 @@ The wall clock, because a restored process has a time namespace of its own for e
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import time
@@ -40,7 +41,7 @@ class Beats:
         times = sorted(t for t in self._words[1:].tolist() if t)
         before = max((t for t in times if t <= since), default=since)
         inside = [before, *(t for t in times if since < t <= until)]
-        return max((b - a for a, b in zip(inside, inside[1:], strict=False)), default=0) * NANO
+        return max((b - a for a, b in itertools.pairwise(inside)), default=0) * NANO
 
     def first_after(self, since: int, timeout: float) -> float:
         """Wait for a beat after *since* (`time.time_ns`); return how many seconds later the first one was.

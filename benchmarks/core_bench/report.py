@@ -24,18 +24,21 @@ def table(results: dict[str, Any]) -> str:
     """Return both tables."""
     machine = results["machine"]
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB; Linux {machine['kernel']};"
-        f" CRIU {machine['criu']}; Python {machine['python']}; checkpoints on {machine['store']}; {machine['date']}.",
+        (
+            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB; Linux {machine['kernel']};"
+            f" CRIU {machine['criu']}; Python {machine['python']}; checkpoints on {machine['store']}; {machine['date']}."
+        ),
         f"Medians of {results['rounds']} interleaved runs, in seconds; in brackets the part of stock's.",
         "",
-        "Capture: the whole command. Frozen: how long the process's own heartbeat stood still. ChReK digests"
-        " everything and flushes it to the disk; stock does neither, its flush alone is in the column beside.",
+        (
+            "Capture: the whole command. Frozen: how long the process's own heartbeat stood still. ChReK digests"
+            " everything and flushes it to the disk; stock does neither, its flush alone is in the column beside."
+        ),
         "",
         "| memory | stock | + flush | frozen | ChReK lazy | frozen | ChReK plain | frozen | user memory | pipes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for size in results["sizes"]:
-        lines.append(_capture_line(size))
+    lines += [_capture_line(size) for size in results["sizes"]]
     lines += [
         "",
         "Restore: from the start of the command to the process's first heartbeat.",
@@ -45,9 +48,8 @@ def table(results: dict[str, Any]) -> str:
     ]
     for size in results["sizes"]:
         stock = middle(size["restores"]["stock"], "seconds")
-        cells = [f"{stock:.3f}"]
-        for name in ("lazy full", "lazy off", "plain full", "plain off"):
-            cells.append(_beside(middle(size["restores"][name], "seconds"), stock))
+        kinds = ("lazy full", "lazy off", "plain full", "plain off")
+        cells = [f"{stock:.3f}", *(_beside(middle(size["restores"][kind], "seconds"), stock) for kind in kinds)]
         lines.append(f"| {size['size']['name']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
-from chrek.criu import process
-from chrek.criu.messages import Notification
+from chrek.criu.messages import Answer, Notification, Request
+from chrek.criu.rpc import Client
 from chrek.engine import capture
 from chrek.engine.progress import Progress
 from chrek.errors import ChrekError
@@ -39,17 +40,17 @@ def main(pid1: str, store: str, checkpoint_id: str, step: str) -> int:
         before[0] = phase
 
     if kind == "answer":
-        call = process.Client.call
+        call = Client.call
 
-        def watched(self: process.Client, request: process.Request, on: object) -> process.Answer:
+        def watched(self: Client, request: Request, on_notification: Callable[[Notification], None]) -> Answer:
             def serve(notification: Notification) -> None:
                 if notification.script == name:
                     end()
-                on(notification)  # type: ignore[operator]
+                on_notification(notification)
 
             return call(self, request, serve)
 
-        process.Client.call = watched  # type: ignore[method-assign]
+        Client.call = watched  # type: ignore[method-assign]
     with Store.open(store) as opened:
         request = capture.Request(pid1=HostPid(int(pid1)), store=opened, checkpoint_id=checkpoint_id)
         try:

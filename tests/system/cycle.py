@@ -26,7 +26,7 @@ def app(name: str, *arguments: str) -> list[str]:
     return [INIT, "--", "python3", "/apps/run.py", name, *arguments]
 
 
-def start(make: Make, command: Sequence[str], **options: Any) -> Container:  # noqa: ANN401 - options of Container
+def start(make: Make, command: Sequence[str], **options: Any) -> Container:
     """Start an application in a container and wait until it says that it is ready."""
     options["mounts"] = [*options.get("mounts", ()), Mount.bind(APPS, "/apps", read_only=True)]
     container = make(command, **options)
@@ -34,13 +34,13 @@ def start(make: Make, command: Sequence[str], **options: Any) -> Container:  # n
     return container
 
 
-def capture(container: Container, store: Store, checkpoint_id: str = "one", **options: Any) -> capturing.Outcome:  # noqa: ANN401
+def capture(container: Container, store: Store, checkpoint_id: str = "one", **options: Any) -> capturing.Outcome:
     """Capture the container's application into the store."""
     request = capturing.Request(pid1=container.pid1, store=store, checkpoint_id=checkpoint_id, **options)
     return capturing.capture(request)
 
 
-def waiting(make: Make, command: Sequence[str], checkpoint_id: str = "one", **options: Any) -> Container:  # noqa: ANN401
+def waiting(make: Make, command: Sequence[str], checkpoint_id: str = "one", **options: Any) -> Container:
     """Start a container whose init waits for a restore from outside."""
     options["env"] = {"DYN_CHECKPOINT_HASH": checkpoint_id, **options.get("env", {})}
     options["mounts"] = [*options.get("mounts", ()), Mount.bind(APPS, "/apps", read_only=True)]
@@ -57,7 +57,7 @@ def mode(pid1: HostPid) -> str:
         return ""
 
 
-def restore(container: Container, store: Store, checkpoint_id: str = "one", **options: Any) -> restoring.Outcome:  # noqa: ANN401
+def restore(container: Container, store: Store, checkpoint_id: str = "one", **options: Any) -> restoring.Outcome:
     """Restore into a waiting container, telling its init when that fails, as an agent does."""
     with Mailbox.claim(container.pid1, by="test") as mailbox:
         request = restoring.Request(

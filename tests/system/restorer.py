@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 
-from chrek.criu import process
-from chrek.criu.messages import Notification
+from chrek.criu.messages import Answer, Notification, Request
+from chrek.criu.rpc import Client
 from chrek.engine import restore
 from chrek.engine.progress import Progress
 from chrek.errors import ChrekError
@@ -34,13 +35,13 @@ def main(pid1: str, store: str, checkpoint_id: str, step: str) -> int:
         if kind == "phase" and phase == name and not done:
             end()
 
-    call, send = process.Client.call, Mailbox._send
+    call, send = Client.call, Mailbox._send
 
-    def watched(self: process.Client, request: process.Request, on: object) -> process.Answer:
+    def watched(self: Client, request: Request, on_notification: Callable[[Notification], None]) -> Answer:
         def serve(notification: Notification) -> None:
             if kind == "answer" and notification.script == name:
                 end()
-            on(notification)  # type: ignore[operator]
+            on_notification(notification)
 
         return call(self, request, serve)
 
@@ -49,8 +50,8 @@ def main(pid1: str, store: str, checkpoint_id: str, step: str) -> int:
             end()
         send(self, letter, **fields)
 
-    process.Client.call = watched  # type: ignore[method-assign]
-    Mailbox._send = sending  # type: ignore[method-assign]
+    Client.call = watched  # type: ignore[method-assign]
+    Mailbox._send = sending  # type: ignore[method-assign,assignment]
     init = HostPid(int(pid1))
     with Store.open(store) as opened, Mailbox.claim(init, by="restorer") as mailbox:
         request = restore.Request(pid1=init, mailbox=mailbox, store=opened, checkpoint_id=checkpoint_id)

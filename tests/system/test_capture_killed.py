@@ -77,7 +77,7 @@ def test_killed_at_every_step(container: Make, store: Store) -> None:
         whole(store)
     source.until(no_criu, what="CRIU to end")
     cycle.capture(source, store)
-    source.exec(["touch", "/tmp/go"])  # noqa: S108 - in the container
+    source.exec(["touch", "/tmp/go"])
     source.wait_for("ok source")
     source.delete()
     copy = cycle.waiting(container, cycle.app("beat"))

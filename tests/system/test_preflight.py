@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def python(code: str) -> list[str]:
     return [cycle.INIT, "--", "python3", "-c", code + WAIT]
 
 
-def refused(source: Container, store: Store, reason: Reason, **options: object) -> ChrekError:
+def refused(source: Container, store: Store, reason: Reason, **options: Any) -> ChrekError:
     """Check that a capture is refused so, that nothing is in the store, and that the application runs on."""
     with pytest.raises(ChrekError) as caught:
         cycle.capture(source, store, **options)
@@ -98,7 +99,7 @@ def test_big_deleted_file(container: Make, store: Store) -> None:
     """A deleted open file of 4 GiB is more than an image can carry."""
     error = refused(cycle.start(container, python(BIG)), store, Reason.DELETED_FILE_TOO_BIG)
     assert str(1 << 32) in error.message
-    assert "/tmp/big" in error.message  # noqa: S108 - in the container
+    assert "/tmp/big" in error.message
 
 
 def test_projected_volume(container: Make, store: Store) -> None:
@@ -143,9 +144,9 @@ fds.frombytes(data[0][2]); s.close()
 @contextmanager
 def passing(address: Path, file: Path) -> Iterator[None]:
     """Pass a descriptor of *file* to the first who connects."""
-    import array  # noqa: PLC0415 - of this helper only
-    import socket  # noqa: PLC0415
-    import threading  # noqa: PLC0415
+    import array
+    import socket
+    import threading
 
     file.write_text("x")
     listener = socket.socket(socket.AF_UNIX)
@@ -197,10 +198,10 @@ def test_no_scratch(container: Make, store: Store) -> None:
     """A read-only root without a volume at /tmp is refused with the cure; with one it works."""
     source = cycle.start(container, python(""), read_only=True)
     assert "emptyDir" in refused(source, store, Reason.NO_TMP).cure
-    source = cycle.start(container, python(""), read_only=True, mounts=[Mount.tmpfs("/tmp")])  # noqa: S108 - in the container
+    source = cycle.start(container, python(""), read_only=True, mounts=[Mount.tmpfs("/tmp")])
     cycle.capture(source, store)
     source.delete()
-    copy = cycle.waiting(container, python(""), read_only=True, mounts=[Mount.tmpfs("/tmp")])  # noqa: S108 - in the container
+    copy = cycle.waiting(container, python(""), read_only=True, mounts=[Mount.tmpfs("/tmp")])
     cycle.restore(copy, store)
     copy.wait_for("beat")
 
@@ -208,8 +209,8 @@ def test_no_scratch(container: Make, store: Store) -> None:
 def test_wrong_id(container: Make, store: Store) -> None:
     """A container in checkpoint mode is captured under its own id only."""
     environment = {
-        "DYN_CHECKPOINT_SIGNAL_FILE": "/tmp/done",  # noqa: S108 - in the container
-        "DYN_CHECKPOINT_READY_FILE": "/tmp/ready",  # noqa: S108 - in the container
+        "DYN_CHECKPOINT_SIGNAL_FILE": "/tmp/done",
+        "DYN_CHECKPOINT_READY_FILE": "/tmp/ready",
         "DYN_CHECKPOINT_HASH": "mine",
         "DYN_CHECKPOINT_LOCATION": "/checkpoints/mine",
         "DYN_CHECKPOINT_STORAGE_TYPE": "pvc",

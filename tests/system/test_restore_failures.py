@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_told_to_end_while_restoring(container: Make, captured: Store) -> None:
         assert restorer.wait(30) == RestoreFailed.exit_code.value
 
 
-def refused(copy: Container, store: Store, reason: Reason, **options: object) -> ChrekError:
+def refused(copy: Container, store: Store, reason: Reason, **options: Any) -> ChrekError:
     """Check that the restore is refused for that reason and that the container then starts cold."""
     with pytest.raises(ChrekError) as caught:
         cycle.restore(copy, store, **options)
@@ -202,7 +203,7 @@ class probes:  # noqa: N801 - reads as a statement
             self._container.exec(["true"], check=False)
             self.count += 1
 
-    def __enter__(self) -> probes:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         self._container.until(lambda: self.count > 0, what="a first probe")

@@ -20,5 +20,5 @@ def command(shell: str) -> None:
     from chrek.cli.program import program
 
     kind = get_completion_class(shell)
-    assert kind is not None  # noqa: S101 - click has all three
+    assert kind is not None
     click.echo(kind(program, {}, "chrek", "_CHREK_COMPLETE").source())

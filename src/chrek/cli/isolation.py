@@ -91,7 +91,7 @@ def _become_init(alive: int, command: list[str], environment: dict[str, str], st
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execve(command[0], command, environment)  # noqa: S606 - the init itself
+        os.execve(command[0], command, environment)
     except BaseException as error:  # noqa: BLE001 - nothing may return into the caller's code in this process
         os.write(2, f"chrek: the application's namespaces: {step}: {error}\n".encode())
     os._exit(_FAILED)

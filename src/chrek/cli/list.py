@@ -45,7 +45,7 @@ def command(*, store: str, as_json: bool) -> None:
 
 def _row(listed: Listed) -> tuple[str, ...]:
     summary = listed.summary
-    assert summary is not None  # noqa: S101 - the caller looks
+    assert summary is not None
     return (
         listed.checkpoint_id,
         output.moment(summary.created),
@@ -63,7 +63,7 @@ def _members(listed: Listed) -> dict[str, object]:
     if listed.problem is not None:
         return {**common, "problem": {"reason": listed.problem.reason.code, "message": listed.problem.message}}
     summary = listed.summary
-    assert summary is not None  # noqa: S101 - a summary or a problem
+    assert summary is not None
     return {
         **common,
         "created": summary.created,

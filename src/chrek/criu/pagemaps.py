@@ -171,7 +171,7 @@ def _rewrite(
             for start, length in movable.inside(*whole):
                 at = offset - whole[1] + start - whole[0]
                 result.adopted.append((process.pid, start, length, process.pages_id, at))
-        changed |= not present and bool(stays) or present and stays != [whole]
+        changed |= (not present and bool(stays)) or (present and stays != [whole])
         for run in stays:
             pieces.append((entry, run, None if position is None else position + run[0] - whole[0]))
             kept.append(_entry(run))

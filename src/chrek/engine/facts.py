@@ -85,7 +85,7 @@ def application(container: Container, tree: list[HostPid], gpu_processes: tuple[
 
 def marker_path(environment: dict[str, str]) -> str:
     """Return where a process with this environment looks for the restore marker."""
-    return environment.get("DYN_RESTORE_MARKER_FILE") or "/tmp/dynamo-restored"  # noqa: S108 - the contract's default
+    return environment.get("DYN_RESTORE_MARKER_FILE") or "/tmp/dynamo-restored"
 
 
 def standard_streams(container: Container) -> dict[str, Stream]:

@@ -320,7 +320,7 @@ def _names(subject: Subject, wanted: set[tuple[int, int]]) -> dict[tuple[int, in
 
 
 def _likely(subject: Subject) -> list[str]:
-    places = ["/etc", "/tmp", "/run", "/dev/shm"]  # noqa: S108 - places to look, nothing is made there
+    places = ["/etc", "/tmp", "/run", "/dev/shm"]
     places += [os.readlink(f"/proc/{pid}/cwd") for pid in subject.tree if os.path.lexists(f"/proc/{pid}/cwd")]
     places += [os.path.dirname(f.target) for files in subject.files.values() for f in files if f.target.startswith("/")]
     return [*places, *(mount.point for mount in subject.container.mounts), "/"]

@@ -257,7 +257,7 @@ def _files(container: Container, checkpoint: Checkpoint, files: Replay) -> bool:
         if stale:
             files.remove(stale)
     environment = container.environment
-    markers = {environment.get("DYN_RESTORE_MARKER_FILE") or "/tmp/dynamo-restored"}  # noqa: S108 - the contract's
+    markers = {environment.get("DYN_RESTORE_MARKER_FILE") or "/tmp/dynamo-restored"}
     if application.marker_file:
         markers.add(application.marker_file)
     for marker in sorted(markers):

@@ -91,7 +91,7 @@ def _attempt(container: Container, handover: Handover) -> Restored | Failed | En
             outcome = changed(outcome, touched=True)  # the engine itself may still be there
     else:
         outcome = handover.wait(settings.agent_timeout, _nobody(container))
-    assert outcome is not None, "only a wait for a file ends without an outcome"  # noqa: S101
+    assert outcome is not None, "only a wait for a file ends without an outcome"
     return outcome
 
 

@@ -128,7 +128,7 @@ class ArchiveWriter:
             self._pending, self._pending_size = [rest], len(rest)
         else:
             self._pending, self._pending_size = [], 0
-        assert self._writer is not None  # noqa: S101 - for the type checker
+        assert self._writer is not None
         self._hashers[self._index % len(self._hashers)].put(self._index, data)
         self._writer.put(self._index, data)
         self._index += 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         """Make a frozen, keyword-only record of an annotated class."""
         ...
 
-    def changed(value: _T, /, **changes: Any) -> _T:  # noqa: ANN401
+    def changed(value: _T, /, **changes: Any) -> _T:
         """Return a copy of a record with some fields replaced."""
         ...
 

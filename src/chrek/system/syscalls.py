@@ -50,4 +50,4 @@ def _argument(value: object) -> object:
     return value
 
 
-assert sys.byteorder == "little", "ChReK runs on x86-64 and aarch64"  # noqa: S101 - a fact of both machines
+assert sys.byteorder == "little", "ChReK runs on x86-64 and aarch64"

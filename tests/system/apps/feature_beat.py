@@ -1,5 +1,7 @@
 """A thread that says again and again how far it has counted and on which host."""
-import os, threading, time
+import os
+import threading
+import time
 
 
 def setup():

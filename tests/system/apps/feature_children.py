@@ -1,5 +1,7 @@
 """Nested children, a daemon whose parents are gone, a zombie and a stopped child keep their places in the tree."""
-import os, signal, time
+import os
+import signal
+import time
 
 
 def setup():

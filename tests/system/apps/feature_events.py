@@ -1,5 +1,10 @@
 """epoll, eventfd, timerfd, signalfd and pidfd-free waiting work on."""
-import ctypes, os, select, signal, struct, time
+import ctypes
+import os
+import select
+import signal
+import struct
+import time
 
 libc = ctypes.CDLL(None)
 

@@ -1,5 +1,6 @@
 """Open files: position, append, deleted while open, hard-linked and deleted by one name, truncated, a directory, a lock."""
-import fcntl, os
+import fcntl
+import os
 
 
 def setup():

@@ -11,7 +11,6 @@ def setup():
     open("/etc/hosts.new", "w").close()
     if os.path.exists("/etc/issue"):
         os.unlink("/etc/issue")
-    return None
 
 
 def check(state):

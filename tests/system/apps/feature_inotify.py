@@ -1,5 +1,8 @@
 """inotify watches of a directory and of a file on the container's own root go on reporting."""
-import ctypes, os, select, struct
+import ctypes
+import os
+import select
+import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
 

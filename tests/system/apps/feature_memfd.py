@@ -1,5 +1,6 @@
 """A memfd keeps its contents, its size, its seals and its position."""
-import fcntl, os
+import fcntl
+import os
 
 
 def setup():

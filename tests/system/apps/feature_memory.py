@@ -1,5 +1,8 @@
 """Every page is what it was: PROT_NONE, read-only, executable, locked, huge-page advised, sparse, and 20,000 small areas."""
-import ctypes, hashlib, mmap, os, random
+import ctypes
+import mmap
+import os
+import random
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p

@@ -1,5 +1,6 @@
 """Pipes and FIFOs keep the data in them; a blocked reader is woken by what comes after the restore."""
-import os, threading
+import os
+import threading
 
 
 def setup():

@@ -1,5 +1,8 @@
 """Ten workers forked from one parent still share its memory: together they are not larger than before."""
-import mmap, os, random, signal
+import mmap
+import os
+import random
+import signal
 
 SIZE = 48 << 20
 

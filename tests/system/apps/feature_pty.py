@@ -1,5 +1,8 @@
 """A pseudo-terminal pair with a shell-like child in its own session keeps its settings and its data."""
-import os, pty, signal, termios
+import os
+import pty
+import signal
+import termios
 
 
 def setup():

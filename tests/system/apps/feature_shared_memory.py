@@ -1,5 +1,8 @@
 """Shared memory by name (/dev/shm), shared anonymous memory between two processes, and a spawned semaphore's deleted name."""
-import mmap, multiprocessing, os, signal
+import mmap
+import multiprocessing
+import os
+import signal
 from multiprocessing import shared_memory
 
 

@@ -1,5 +1,7 @@
 """Handlers, masks, pending and ignored signals, timers and alternate stacks are what they were."""
-import os, signal, time
+import os
+import signal
+import time
 
 
 def setup():

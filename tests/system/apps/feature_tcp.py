@@ -1,5 +1,5 @@
 """Listening sockets stay, a connection between two ends in the tree survives with its data, one to outside is closed."""
-import os, socket, subprocess, sys, time
+import socket
 
 OUTSIDE = (
     "import socket,time; s=socket.create_connection(('127.0.0.1',8081)); s.sendall(b'hello');\n"

@@ -1,5 +1,7 @@
 """A client outside the tree: after a restore the server gets an error or an end from that connection, and goes on serving."""
-import os, select, socket
+import os
+import select
+import socket
 
 
 def setup():

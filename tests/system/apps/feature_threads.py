@@ -1,5 +1,6 @@
 """Threads go on where they were, with their names, their locals and their locks."""
-import threading, time
+import threading
+import time
 
 
 def setup():

@@ -1,5 +1,5 @@
 """Unix sockets: a listener by path, one in the abstract name space, a connected pair with data on its way, and a datagram."""
-import os, socket, threading
+import socket
 
 
 def setup():

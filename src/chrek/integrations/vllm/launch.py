@@ -55,7 +55,7 @@ def command(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Run; the exit status is the server's own, or ChReK's if the checkpoint failed."""
     if not os.environ.get(SIGNAL_FILE):
-        os.execv(sys.executable, command(arguments))  # noqa: S606 - an argument list needs no shell
+        os.execv(sys.executable, command(arguments))
     server = Server(arguments)
     try:
         server.wait_until_up()
