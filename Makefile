@@ -20,6 +20,7 @@ lint: ## style, types and layers only
 
 bench: ## ChReK beside stock CRIU: a table and a plot in benchmarks/
 	@tools/setup test
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -r tools/requirements-bench.txt
 	@.venv/bin/python benchmarks/bench.py
 
 clean: ## remove all that was made: containers, mounts, caches, the virtual environment
