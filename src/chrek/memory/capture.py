@@ -22,7 +22,6 @@ from chrek.memory.index import Index, PageFile
 from chrek.memory.ranges import PAGE, Range, in_order
 from chrek.memory.shard import ShardWriter
 from chrek.memory.task import AccessError, Piece, Task, tasks
-from chrek.memory.writeback import Writeback
 from chrek.memory.zeros import nonzero_spans
 from chrek.system.ids import HostPid, NsPid
 
@@ -131,13 +130,12 @@ def capture(
 
         def body() -> None:
             with lock:
-                writer = ShardWriter(folder, len(writers), block_size, writeback, digest=digest)
+                writer = ShardWriter(folder, len(writers), block_size, digest=digest)
                 stack.callback(writer.close)
                 writers.append(writer)
             _copy(crew, plan, opened, writer)
 
-        with Writeback() as writeback:
-            crew.run(limits.threads(-(-total // block_size)), body)
+        crew.run(limits.threads(-(-total // block_size)), body)
         index = _index(writers, pids, block_size)
     seconds = time.monotonic() - started
     return Captured(index=index, scanned=total, zero=total - index.size, seconds=seconds)

@@ -1,7 +1,8 @@
 """Digests of page files after they were written, and checking all of them.
 
 For page files that CRIU wrote, and for captures that leave the digests for after the thaw: on few cores the
-digest is half of the copy's cost, and the application need not stand still for it.
+digest is half of the copy's cost, and the application need not stand still for it. Meanwhile the
+disk works: see `writeback`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from chrek.memory.crew import NO_LIMITS, Crew, Limits
 from chrek.memory.fill import verify_block
 from chrek.memory.index import SKIPPED, Block, Index, Run, pack_runs
 from chrek.memory.ranges import PAGE, Range
-from chrek.memory.shard import Folders, page_files
+from chrek.memory.shard import Folders, PageReader, page_files, write_failed
 from chrek.memory.task import Buffer
+from chrek.memory.writeback import Writeback
 from chrek.memory.zeros import nonzero_spans
 
 
@@ -42,9 +44,12 @@ def digest(
             runs[block.number] = pack_runs(_without_zeros(index, block, buffer, write_zeros))
 
     try:
-        _each_block(index, folders, one, limits, failure=CaptureFailed, cancelled=Reason.CAPTURE_INTERRUPTED)
+        with page_files(index, folders) as reader, Writeback(reader.descriptors):
+            _each_block(index, reader, one, limits, failure=CaptureFailed, cancelled=Reason.CAPTURE_INTERRUPTED)
     except CaptureFailed:
         raise
+    except OSError as error:
+        raise write_failed("", error) from error
     except ChrekError as error:
         raise CaptureFailed(Reason.WRITE_FAILED, error.message) from error
     done = replace(index, digests=b"".join(digests[number] for number in range(len(digests))))
@@ -63,19 +68,20 @@ def verify(index: Index, folders: Folders, *, limits: Limits = NO_LIMITS) -> Non
         RestoreFailed: ``CORRUPT`` with file and block, ``FILL_FAILED`` (cannot be read), ``TIMEOUT``.
         Refused: ``CORRUPT``; a file is missing or has another size.
     """
-    _each_block(
-        index,
-        folders,
-        lambda block, buffer: verify_block(index, block, buffer),
-        limits,
-        failure=RestoreFailed,
-        cancelled=Reason.FILL_FAILED,
-    )
+    with page_files(index, folders) as reader:
+        _each_block(
+            index,
+            reader,
+            lambda block, buffer: verify_block(index, block, buffer),
+            limits,
+            failure=RestoreFailed,
+            cancelled=Reason.FILL_FAILED,
+        )
 
 
 def _each_block(
     index: Index,
-    folders: Folders,
+    reader: PageReader,
     step: Callable[[Block, Buffer], None],
     limits: Limits,
     *,
@@ -85,21 +91,20 @@ def _each_block(
     crew = Crew(limits, failure=failure, interrupted=cancelled)
     blocks = index.blocks()
     lock = threading.Lock()
-    with page_files(index, folders) as reader:
 
-        def body() -> None:
-            with Buffer(index.block_size) as buffer:
-                while True:
-                    crew.check()
-                    with lock:
-                        block = next(blocks, None)
-                    if block is None:
-                        return
-                    reader.read(block, buffer)
-                    step(block, buffer)
-                    crew.advance(block.length)
+    def body() -> None:
+        with Buffer(index.block_size) as buffer:
+            while True:
+                crew.check()
+                with lock:
+                    block = next(blocks, None)
+                if block is None:
+                    return
+                reader.read(block, buffer)
+                step(block, buffer)
+                crew.advance(block.length)
 
-        crew.run(limits.threads(len(index.ends)), body)
+    crew.run(limits.threads(len(index.ends)), body)
 
 
 def _without_zeros(index: Index, block: Block, buffer: Buffer, write_zeros: Sequence[Range]) -> Iterator[Run]:

@@ -20,7 +20,6 @@ from chrek.artifact import FileEntry
 from chrek.errors import CaptureFailed, Reason, Refused, RestoreFailed
 from chrek.memory.index import INDEX_NAME, Block, FileKind, Index, PageFile, RunTable, decode
 from chrek.memory.task import Buffer
-from chrek.memory.writeback import Writeback
 
 MAX_INDEX: Final = 256 << 20
 """Most bytes an index may have; one for 1 TB of memory without holes has 30 MB."""
@@ -67,7 +66,7 @@ class ShardWriter:
     the second half is only touched where zero pages were left out.
     """
 
-    def __init__(self, folder: int, number: int, block_size: int, writeback: Writeback, *, digest: bool) -> None:
+    def __init__(self, folder: int, number: int, block_size: int, *, digest: bool) -> None:
         self.block_size = block_size
         self.buffer = Buffer(2 * block_size)
         self.filled = 0
@@ -75,7 +74,6 @@ class ShardWriter:
         self._folder = folder
         self._number = number
         self._digest = digest
-        self._writeback = writeback
         self._size = 0
         self._digests: list[bytes] = []
         self._fd: int | None = None
@@ -134,7 +132,6 @@ class ShardWriter:
         done = 0
         while done < len(block):
             done += os.pwrite(self._fd, block[done:], self._size + done)
-        self._writeback.start(self._fd, self._size, done)
 
 
 class PageReader:
@@ -161,6 +158,11 @@ class PageReader:
                     text = f"{block.file.path} ends at byte {block.offset + done}; it should have {block.file.size}."
                     raise RestoreFailed(Reason.CORRUPT, text)
                 done += got
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The open files, in the order of the index."""
+        return list(self._descriptors.values())
 
     def advise(self, block: Block) -> None:
         """Have the kernel start reading *block* into the page cache (posix_fadvise(2))."""
