@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from chrek.engine import capture as capturing
 from chrek.engine import restore as restoring
 from chrek.errors import ChrekError
 from chrek.store.layout import Store
-from chrek.system.initstate import read_state
 from chrek.system.mailbox import Mailbox
 from containers import needs
+from system.cycle import mode
 from system.pidns import INIT, Contained
 
 pytestmark = [pytest.mark.timeout(240), needs("criu")]
@@ -51,8 +52,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def restore(process: Contained, store: Store) -> restoring.Outcome:
     """Restore into a waiting init."""
-    while read_state(process.pid).mode != "waiting":
-        pass
+    while mode(process.pid) != "waiting":
+        time.sleep(0.005)
     with Mailbox.claim(process.pid, by="test") as mailbox:
         request = restoring.Request(pid1=process.pid, mailbox=mailbox, store=store, checkpoint_id="gpu")
         try:

@@ -16,6 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
+if __name__ == "__main__":  # run with -I, where the package may not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
 from chrek.system.ids import HostPid
 
 if TYPE_CHECKING:

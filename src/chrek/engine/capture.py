@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 import chrek
 from chrek.artifact import FileEntry, Manifest, Memory, OpenFile, Provenance, timestamp
 from chrek.criu.bundle import Bundle
+from chrek.criu.files import loosen_external_files
 from chrek.criu.process import Criu, CriuFailed, Settings
 from chrek.criu.sessions import adopt_leaderless_sessions
 from chrek.criu.sockets import close_foreign_connections
@@ -240,6 +241,7 @@ def _finish(
     try:
         with suppress(FileNotFoundError):
             os.unlink(STATISTICS, dir_fd=staging.fd)
+        loosen_external_files(images)
         closed = close_foreign_connections(images)
         if closed:
             frozen.warnings.append(f"{closed} TCP connections to outside will be closed in the restored application")
