@@ -1,0 +1,345 @@
+"""Captures: which pod is to be checkpointed now, and what everybody is told of it.
+
+`look` is called again and again with the newest state of a pod, and always comes to the same result: whether there
+was a capture of this container already is read from the pod's annotation, from the store (the marker names the
+container) and from the signal file in the container, never from memory. So an agent that starts again
+repeats nothing, and finishes what its predecessor had not said yet.
+
+Every end says the same thing in four places, in this order: the signal file (the application waits for it), the
+event (people), the annotation (this agent's successor), the metric.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from chrek.agent import inside, log, work
+from chrek.agent.node import Node, allowed, require_supported
+from chrek.agent.slots import Slots, gpus_of
+from chrek.artifact import FORMAT_VERSION
+from chrek.engine import signalfile
+from chrek.engine.container import Container
+from chrek.errors import CaptureFailed, ChrekError, Reason, Refused, UsageError
+from chrek.kube import ApiFailed, CheckpointLease, EventReason, annotate, names, selection
+from chrek.store import Store, open_checkpoint
+from chrek.system import initstate, procfs
+
+if TYPE_CHECKING:
+    from chrek.artifact import Checkpoint, Manifest
+    from chrek.kube import Pod, PodContainer
+    from chrek.kube.selection import Choice
+    from chrek.runtime.container import Container as RuntimeContainer
+
+SOON: Final = 0.5
+LATER: Final = 2.0
+_POD_UID, _CONTAINER_ID = "pod_uid", "container_id"
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One container that asks for a checkpoint."""
+
+    pod: Pod
+    runtime: RuntimeContainer
+    container: Container
+    choice: Choice
+    store: str
+
+    @property
+    def context(self) -> dict[str, object]:
+        """What log lines say of it."""
+        return {"pod": str(self.pod), "id": self.choice.checkpoint_id, "container": self.runtime.id[:12]}
+
+    @property
+    def extra(self) -> dict[str, object]:
+        """What marker and signal file say of it."""
+        return {_POD_UID: self.pod.uid, _CONTAINER_ID: self.runtime.id}
+
+    @property
+    def location(self) -> str:
+        """The checkpoint as the container calls it, else as the agent does."""
+        return self.choice.location or f"{self.store}/{self.choice.checkpoint_id}"
+
+
+class Captures:
+    """The captures of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.slots = Slots(node=node.config.captures_per_node, gpu=node.config.captures_per_gpu)
+        self._lock = threading.Lock()
+        self._stops: dict[str, work.Stop] = {}
+        self._attempts: dict[str, int] = {}
+
+    def stop(self, why: str, uid: str | None = None) -> None:
+        """Undo the capture of a pod, or all."""
+        with self._lock:
+            for each in [stop for key, stop in self._stops.items() if uid in (None, key)]:
+                each.ask(why)
+
+    def forget(self, pod: Pod) -> None:
+        """Undo and forget what concerns a pod that is gone or going."""
+        self.stop("the pod is being deleted", pod.uid)
+        self.slots.forget(pod.uid)
+
+    def look(self, pod: Pod, chosen: PodContainer) -> float | None:
+        """Do what is due for a pod; return in how many seconds to look again, None: when it changes.
+
+        Raises:
+            ApiFailed: the API server did not take what had to be said; look again.
+            ChrekError: RUNTIME_UNREACHABLE.
+        """
+        if not chosen.running or _concluded(pod, chosen):
+            return None
+        try:
+            runtime = self._node.runtime.container(chosen.id)
+        except Refused:
+            return None
+        container = Container(runtime.pid)
+        try:
+            require_supported(pod)
+            choice = selection.for_capture(pod, runtime.environment)
+            case = _Case(pod, runtime, container, choice, self._node.config.store_of(pod.namespace))
+            allow = allowed(pod)
+            inside.check_store(container, choice.location, self._node.config.store)
+        except (Refused, UsageError) as error:
+            self._refuse_early(pod, runtime, container, error)
+            return None
+        if not _is_ready(case):
+            return SOON if pod.ready else None
+        try:
+            return self._decide(case, allow, chosen)
+        except ApiFailed:
+            raise
+        except ChrekError as error:
+            self._failed(case, error)
+            return None
+
+    # --- decisions --------------------------------------------------------------------------------------------
+
+    def _decide(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> float | None:
+        told = inside.read_signal(case.container)
+        if told.get("success") is False and told.get(_CONTAINER_ID) == case.runtime.id:
+            # Our predecessor wrote it and ended before it could say so elsewhere.
+            code = str(told.get("reason"))
+            self._note(case, f"{'refused' if told.get('refused') is True else 'failed'}/{code}")
+            return None
+        with suppress_not_found(), Store.open(case.store) as store:
+            with open_checkpoint(store, case.choice.checkpoint_id) as found:
+                if found.marker.extra.get(_CONTAINER_ID) == case.runtime.id:
+                    self._created(case, found.manifest)
+                    return None
+                if not _replace(case, found):
+                    self._skipped(case, found)
+                    return None
+        with self.slots.take(f"{case.store}\0{case.choice.checkpoint_id}", gpus_of(case.runtime.spec), who=case.pod.uid) as free:
+            return self._capture(case, allow, chosen) if free else SOON
+
+    def _capture(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> float | None:
+        """Capture under the id's lease; say how it went."""
+        stop = work.Stop()
+        with self._lock:
+            self._stops[case.pod.uid] = stop
+        self._node.metrics.under_way("checkpoint", 1)
+        try:
+            with self._lease(case) as lease:
+                self._announce(case)
+                outcome = work.run(
+                    self._request(case, allow, chosen),
+                    stop=stop,
+                    on_phase=lambda phase: self._phase(case, phase, lease, stop),
+                )
+                lease.check()
+        except CaptureFailed as error:
+            if stop.asked == SHUTDOWN:
+                log.info("capture undone; the next agent begins anew", **case.context)
+                return None
+            again = self._retry(case)
+            if again is None:
+                self._failed(case, error)
+            return again
+        except Refused as error:
+            if error.reason is not Reason.CAPTURE_IN_PROGRESS:
+                raise
+            log.info(error.message, **case.context)
+            return LATER
+        finally:
+            self._node.metrics.under_way("checkpoint", -1)
+            with self._lock:
+                self._stops.pop(case.pod.uid, None)
+        for warning in outcome["warnings"]:
+            log.warning(warning, **case.context)
+        self._node.metrics.measured(
+            "checkpoint", seconds=outcome["seconds"], size=outcome["bytes"], phases=outcome["phases"]
+        )
+        self._node.metrics.frozen(outcome["frozen_seconds"])
+        with Store.open(case.store) as store, open_checkpoint(store, case.choice.checkpoint_id) as made:
+            self._created(case, made.manifest)
+        return None
+
+    def _lease(self, case: _Case) -> CheckpointLease:
+        config = self._node.config
+        wide = config.scope == "cluster"
+        name = f"{case.pod.namespace}/{case.choice.checkpoint_id}" if wide else case.choice.checkpoint_id
+        return CheckpointLease(self._node.api, namespace=config.namespace, checkpoint_id=name, holder=config.node)
+
+    def _request(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> dict[str, object]:
+        return {
+            "verb": "capture",
+            "pid1": case.runtime.pid,
+            "store": case.store,
+            "id": case.choice.checkpoint_id,
+            "location": case.choice.location,
+            "deadline": self._node.config.deadline_seconds,
+            "allow": [reason.code for reason in allow],
+            "liveness": chosen.liveness_seconds,
+            "image": image_of(case.runtime),
+            "build_id": inside.build_id(case.container),
+            "namespace": case.pod.namespace,
+            "service_account": case.pod.service_account,
+            "extra": case.extra,
+        }
+
+    def _phase(self, case: _Case, phase: str, lease: CheckpointLease, stop: work.Stop) -> None:
+        log.info(f"capture: {phase}", phase=phase, **case.context)
+        try:
+            lease.check()
+        except CaptureFailed as error:
+            stop.ask(error.message)
+
+    def _retry(self, case: _Case) -> float | None:
+        """Return when to try again, None when it was tried often enough."""
+        tried = self._attempts[case.runtime.id] = self._attempts.get(case.runtime.id, 0) + 1
+        return LATER if tried <= self._node.config.retries else None
+
+    # --- what everybody is told -------------------------------------------------------------------------------
+
+    def _announce(self, case: _Case) -> None:
+        log.info("capture begins", **case.context)
+        with suppress(ApiFailed):
+            message = f"Checkpoint {case.choice.checkpoint_id} of container {case.choice.container} begins."
+            self._node.tell(case.pod, EventReason.CHECKPOINT_STARTED, message, case.runtime)
+
+    def _created(self, case: _Case, manifest: Manifest) -> None:
+        still = manifest.provenance.frozen_seconds
+        size = manifest.stored_bytes / 1e6
+        message = f"Checkpoint {case.choice.checkpoint_id} created: {size:.1f} MB, the application stood still for {still:.2f} s."
+        self._signal(case, None)
+        log.info(message, **case.context)
+        self._node.tell(case.pod, EventReason.CHECKPOINT_CREATED, message, case.runtime)
+        self._note(case, "created")
+        self._node.metrics.ended("checkpoint", "created")
+
+    def _skipped(self, case: _Case, found: Checkpoint) -> None:
+        message = f"Checkpoint {case.choice.checkpoint_id} exists, of the same application, since {found.manifest.created}."
+        self._signal(case, None)
+        log.info(message, **case.context)
+        self._node.tell(case.pod, EventReason.CHECKPOINT_SKIPPED, message, case.runtime)
+        self._note(case, "skipped")
+        self._node.metrics.ended("checkpoint", "skipped")
+
+    def _failed(self, case: _Case, error: ChrekError) -> None:
+        refused = isinstance(error, Refused | UsageError)
+        self._signal(case, error)
+        log.warning(str(error), reason=error.reason.code, **case.context)
+        kind = EventReason.CHECKPOINT_REFUSED if refused else EventReason.CHECKPOINT_FAILED
+        self._node.events.post_error(case.pod, kind, error, container_id=case.runtime.id)
+        self._note(case, f"{'refused' if refused else 'failed'}/{error.reason.code}")
+        self._node.metrics.ended("checkpoint", "refused" if refused else "failed", error.reason.code)
+
+    def _refuse_early(self, pod: Pod, runtime: RuntimeContainer, container: Container, error: ChrekError) -> None:
+        """Say that there will be no capture, before it is even known which checkpoint was meant."""
+        named = runtime.environment.get(names.HASH_VARIABLE) or pod.labels.get(names.HASH_LABEL) or "unknown"
+        try:
+            marker = signalfile.marker(named, path="", error=error)
+        except ValueError:
+            marker = signalfile.marker("unknown", path="", error=error)
+        choice = selection.Choice(runtime.name, marker.checkpoint_id, checkpoint_mode=True, location=None)
+        self._failed(_Case(pod, runtime, container, choice, self._node.config.store_of(pod.namespace)), error)
+
+    def _signal(self, case: _Case, error: ChrekError | None) -> None:
+        """Write the signal file; an application that cannot be told is one more thing to be said."""
+        marker = signalfile.marker(case.choice.checkpoint_id, path=case.location, error=error, extra=case.extra)
+        try:
+            inside.write_signal(
+                case.container, marker, signals=self._node.config.signals, runtime=case.runtime
+            )
+        except ChrekError as failure:
+            log.warning(str(failure), reason=failure.reason.code, **case.context)
+            with suppress(ApiFailed):
+                self._node.events.post_error(
+                    case.pod, EventReason.CHECKPOINT_FAILED, failure, container_id=case.runtime.id
+                )
+
+    def _note(self, case: _Case, result: str) -> None:
+        value = f"{result} container={case.runtime.id[:12]}"
+        try:
+            annotate(self._node.api, case.pod, {names.RESULT_ANNOTATION: value})
+        except ApiFailed as error:
+            if error.status not in (404, 422):  # the pod is gone: nobody is left to be told
+                raise
+
+
+SHUTDOWN: Final = "the agent ends"
+
+
+class suppress_not_found(suppress):  # noqa: N801 - a context manager, used like `suppress`
+    """Goes on after the block when there is no such checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(Refused)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, Refused) and error.reason is Reason.NOT_FOUND
+
+
+def _concluded(pod: Pod, chosen: PodContainer) -> bool:
+    """Whether the annotation says what came of this very container."""
+    _, separator, container = pod.annotations.get(names.RESULT_ANNOTATION, "").rpartition(" container=")
+    return bool(separator) and chosen.id.rpartition("://")[2].startswith(container)
+
+
+def _is_ready(case: _Case) -> bool:
+    if not case.pod.ready:
+        return False
+    if not case.choice.checkpoint_mode:
+        return True
+    path = case.runtime.environment.get(names.READY_VARIABLE)
+    return not path or inside.is_file(case.container, path)
+
+
+def image_of(runtime: RuntimeContainer) -> str:
+    """Return what says most about a container's image."""
+    return runtime.image_digest or runtime.image_ref or runtime.image
+
+
+def _replace(case: _Case, found: Checkpoint) -> bool:
+    """Whether an existing checkpoint is to be replaced; false: it is of the same application.
+
+    Raises:
+        Refused: ID_IN_USE_DIFFERENT, or what makes the existing one unusable.
+    """
+    differing = list(_differences(case, found.manifest))
+    if not differing:
+        return False
+    if case.pod.annotations.get(names.REPLACE_ANNOTATION) == "true":
+        return True
+    message = f"Checkpoint {case.choice.checkpoint_id} exists and is of something else: {'; '.join(differing)}."
+    cure = f'Use another id, delete the old one, or annotate the pod with {names.REPLACE_ANNOTATION}: "true".'
+    raise Refused(Reason.ID_IN_USE_DIFFERENT, message, cure=cure)
+
+
+def _differences(case: _Case, manifest: Manifest) -> list[str]:
+
+
+    command = procfs.command_line(initstate.application(case.runtime.pid))
+    there = manifest.provenance
+    pairs = (
+        ("its command", there.command, command),
+        ("its image", there.image, image_of(case.runtime)),
+        ("its format", manifest.format_version, FORMAT_VERSION),
+    )
+    return [f"{what} is {old}, this pod's {new}" for what, old, new in pairs if old is not None and old != new]

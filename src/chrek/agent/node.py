@@ -1,0 +1,94 @@
+"""What every part of the agent works with: settings, the API, the runtime of this node, numbers."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from chrek.errors import Reason, Refused
+from chrek.kube import names
+from chrek.runtime import Runtime
+
+if TYPE_CHECKING:
+    from chrek.agent.config import Config
+    from chrek.agent.metrics import Metrics
+    from chrek.kube import Api, EventReason, Events, Pod
+    from chrek.runtime.container import Container as RuntimeContainer
+
+NEVER_ALLOWED: Final = frozenset(
+    {
+        Reason.USER_NAMESPACE,
+        Reason.FOREIGN_NAMESPACE,
+        Reason.FOREIGN_MOUNT,
+        Reason.PRIVILEGE_EXCEEDED,
+        Reason.TENANT_MISMATCH,
+        Reason.STORE_MISMATCH,
+        Reason.CORRUPT,
+        Reason.POD_NOT_SUPPORTED,
+    }
+)
+"""What keeps tenants apart is not the tenants' to override."""
+
+
+class Node:
+    """This node, as the agent sees it."""
+
+    def __init__(self, config: Config, api: Api, events: Events, metrics: Metrics) -> None:
+        self.config = config
+        self.api = api
+        self.events = events
+        self.metrics = metrics
+        self._lock = threading.Lock()
+        self._runtime: Runtime | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        """The node's container runtime; looked for until one was found.
+
+        Raises:
+            ChrekError: RUNTIME_UNREACHABLE.
+        """
+        with self._lock:
+            if self._runtime is None:
+                self._runtime = Runtime.find(self.config.runtime_socket or None, root=Path(self.config.host_root))
+            return self._runtime
+
+    def close(self) -> None:
+        """Hang up."""
+        with self._lock:
+            if self._runtime is not None:
+                self._runtime.close()
+            self._runtime = None
+
+    def tell(self, pod: Pod, reason: EventReason, message: str, container: RuntimeContainer | None) -> None:
+        """Post an event about a container of a pod.
+
+        Raises:
+            ApiFailed: the API server refused or did not answer.
+        """
+        self.events.post(pod, reason, message, container_id=container.id if container else "")
+
+
+def allowed(pod: Pod) -> frozenset[Reason]:
+    """Return the refusals that a pod's annotation overrides.
+
+    Raises:
+        UsageError: BAD_VALUE, a word is no reason code.
+        Refused: with the reason that no pod may override.
+    """
+    found = Reason.parse_list(pod.annotations.get(names.ALLOW_ANNOTATION, ""))
+    for reason in sorted(found & NEVER_ALLOWED, key=lambda each: each.code):
+        message = f"Annotation {names.ALLOW_ANNOTATION} of pod {pod} lists {reason.code}, which no pod can override."
+        raise Refused(reason, message, cure="Remove it from the annotation.")
+    return found
+
+
+def require_supported(pod: Pod) -> None:
+    """Refuse a pod with a feature that nothing here works with.
+
+    Raises:
+        Refused: POD_NOT_SUPPORTED.
+    """
+    if pod.unsupported:
+        raise Refused(Reason.POD_NOT_SUPPORTED, f"Pod {pod} has {', '.join(pod.unsupported)}.")
