@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from chrek.kube.api import TIMEOUT, Api, calling
+
+SHORT_LIFE: Final = 60.0
+"""Seconds under which a container that ended counts as one that did not work."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class PodContainer:
         variables: names in its `env` with their literal value, or None where it comes from elsewhere.
         id: the running container's id with its scheme, empty before it was first created.
         sidecar: a native sidecar, that is an init container that is restarted always.
+        liveness_seconds: how long its liveness probe bears no answer, None without one.
+        short_lived: its last run before this one lasted less than a minute.
     """
 
     name: str
@@ -27,11 +33,17 @@ class PodContainer:
     id: str
     running: bool
     restarts: int
+    liveness_seconds: float | None = None
+    short_lived: bool = False
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod at one resource version."""
+    """A pod at one resource version.
+
+    Attributes:
+        unsupported: features of it that neither capture nor restore can work with, as its spec has them.
+    """
 
     namespace: str
     name: str
@@ -45,6 +57,7 @@ class Pod:
     ready: bool
     deleting: bool
     containers: tuple[PodContainer, ...]
+    unsupported: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -77,7 +90,21 @@ def from_model(model: Any) -> Pod:  # noqa: ANN401 - the client's V1Pod
             *(_container(each, statuses.get(each.name), sidecar=False) for each in spec.containers),
             *(_container(each, statuses.get(each.name), sidecar=True) for each in sidecars),
         ),
+        unsupported=tuple(_unsupported(spec)),
     )
+
+
+def _unsupported(spec: Any) -> list[str]:  # noqa: ANN401 - the client's V1PodSpec
+    # With a shared or the node's process namespace our init is not the one that adopts the restored tree.
+    found = {
+        "shareProcessNamespace: true": spec.share_process_namespace is True,
+        "hostPID: true": spec.host_pid is True,
+        "hostUsers: false": spec.host_users is False,
+        f"runtimeClassName: {spec.runtime_class_name}": bool(
+            re.match(r"(gvisor|kata|runsc)", spec.runtime_class_name or "")
+        ),
+    }
+    return [feature for feature, there in found.items() if there]
 
 
 def _container(spec: Any, status: Any, *, sidecar: bool) -> PodContainer:  # noqa: ANN401 - the client's models
@@ -91,7 +118,24 @@ def _container(spec: Any, status: Any, *, sidecar: bool) -> PodContainer:  # noq
         id=(status.container_id if status else None) or "",
         running=running,
         restarts=status.restart_count if status else 0,
+        liveness_seconds=_patience(spec.liveness_probe),
+        short_lived=_was_short(status),
     )
+
+
+def _patience(probe: Any) -> float | None:  # noqa: ANN401 - the client's V1Probe
+    """Return the seconds from the first unanswered probe to the kill; the defaults are the API's."""
+    if probe is None:
+        return None
+    period, failures, timeout = probe.period_seconds or 10, probe.failure_threshold or 3, probe.timeout_seconds or 1
+    return float(period * (failures - 1) + timeout)
+
+
+def _was_short(status: Any) -> bool:  # noqa: ANN401 - the client's V1ContainerStatus
+    last = status.last_state.terminated if status is not None and status.last_state is not None else None
+    if last is None or last.started_at is None or last.finished_at is None:
+        return False
+    return bool((last.finished_at - last.started_at).total_seconds() < SHORT_LIFE)
 
 
 def annotate(api: Api, pod: Pod, annotations: Mapping[str, str | None]) -> None:
