@@ -302,6 +302,27 @@ def test_a_file_whose_name_is_gone(store: Path, tmp_path: Path) -> None:
 # --- what cannot be restored ------------------------------------------------------------------------
 
 
+def test_the_marker(store: Path, tmp_path: Path) -> None:
+    """The restored application finds its marker where DYN_RESTORE_MARKER_FILE says; a cold one finds none."""
+    code = """
+        import json, os, time
+        marker = os.environ["DYN_RESTORE_MARKER_FILE"]
+        assert not os.path.exists(marker)
+        print("cold", flush=True)
+        while not os.path.exists(marker):
+            time.sleep(0.02)
+        print("marker of", json.load(open(marker))["checkpoint_id"], flush=True)
+        time.sleep(60)
+    """
+    for name in ("first", "second"):
+        with Running(["run", "--id", "x", "--cold"], python(code), store=store, log=tmp_path / name) as run:
+            run.await_output("cold")
+            done = chrek("checkpoint", "x", "--pid", str(run.pid1), "--stop", store=store)
+            assert done.returncode == 0, done.stderr
+        with Running(["run", "--id", "x"], python(code), store=store, log=tmp_path / f"{name}-restored") as run:
+            run.await_output("marker of x")
+
+
 def test_cold_option(store: Path, tmp_path: Path) -> None:
     """`--cold` starts anew although there is a checkpoint."""
     saved(store, tmp_path)
@@ -331,6 +352,26 @@ def test_damaged_memory_means_a_cold_start(store: Path, tmp_path: Path) -> None:
     done = chrek("run", "--id", "x", "--on-failure", "fail", "--", "sh", "-c", "exit 5", store=store)
     assert done.returncode == 171
     assert "CORRUPT" in done.stderr
+
+
+def test_a_failed_restore_changes_no_file(store: Path, tmp_path: Path) -> None:
+    """A file that was cut back for a restore has its content again when the restore fails."""
+    code = f"""
+        import time
+        file = open({str(tmp_path / "written")!r}, "w", buffering=1)
+        file.write("before\\n")
+        print("tick 1 True", flush=True)
+        time.sleep(60)
+    """
+    saved(store, tmp_path, code, marker="tick 1")
+    with (tmp_path / "written").open("a") as file:
+        file.write("after\n")
+    shard = next((store / "x/memory").glob("shard-*"))
+    flip(shard, 10)
+    done = chrek("run", "--id", "x", "--on-failure", "fail", "--", "false", store=store)
+    assert done.returncode == 171
+    assert "CORRUPT" in done.stderr
+    assert (tmp_path / "written").read_text() == "before\nafter\n"
 
 
 def test_a_variable_of_the_application(store: Path, tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def _capture(request: Request, progress: Progress, *, quiet: bool) -> Outcome:
     container = Container(request.pid1)
     location = container.environment.get("DYN_CHECKPOINT_LOCATION", f"{request.store.path}/{request.checkpoint_id}")
     try:
-        with Meter(f"saving {request.checkpoint_id}", quiet=quiet) as meter, _signals_cancel(progress):
+        meter = Meter(f"saving {request.checkpoint_id}", quiet=quiet, expected=_resident(request.pid1))
+        with meter, _signals_cancel(progress):
             progress.listener = meter.listener
             outcome = capture(request, progress)
     except ChrekError as error:
@@ -101,6 +102,13 @@ def _capture(request: Request, progress: Progress, *, quiet: bool) -> Outcome:
         raise
     signalfile.write(container, signalfile.marker(request.checkpoint_id, path=location))
     return outcome
+
+
+def _resident(pid1: HostPid) -> int:
+    """Return the memory of everything below PID 1 in bytes: about what there is to save."""
+    from chrek.system import procfs
+
+    return sum(state.resident for pid in procfs.tree(pid1)[1:] if (state := procfs.status(pid)) is not None)
 
 
 @contextmanager

@@ -72,6 +72,7 @@ def _about(checkpoint: Checkpoint) -> list[str]:
         f"memory    {output.size(memory.stored_bytes)} in {len(memory.shards)} shards, {zeros} of zeros left out",
         f"needs     {output.size(manifest.facts.memory_bytes)} of memory, {needed} files that must be there again",
     ]
+    lines += [f"GPU       {gpu.model}, driver {gpu.driver}, {gpu.uuid}" for gpu in manifest.facts.gpus or ()]
     if origin.image:
         lines.append(f"image     {origin.image}")
     if origin.namespace:
@@ -157,6 +158,7 @@ def _members(checkpoint: Checkpoint, held: Contents) -> dict[str, object]:
         "criu": origin.criu,
         "chrek": origin.chrek,
         "image": origin.image,
+        "gpus": [{"uuid": gpu.uuid, "model": gpu.model, "driver": gpu.driver} for gpu in manifest.facts.gpus or ()],
         "stored_bytes": manifest.stored_bytes,
         "files": len(manifest.files),
         "memory": {
