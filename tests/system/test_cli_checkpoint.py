@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from chrekcli import CHREK, DEADLINE, Running, chrek, chrek_json, python, until
-from containers import needs
+from containers import Container, needs
 
 pytestmark = needs("root", "criu")
 
@@ -180,6 +181,26 @@ def test_writes_the_signal_file_of_a_failure(store: Path, tmp_path: Path) -> Non
     assert content["success"] is False
     assert content["reason"] == "DEVICE_IN_USE"
     assert "/dev/kmsg" in content["error"]
+
+
+def test_a_signal_file_cannot_lead_out_of_the_container(tmp_path: Path, container: Callable[..., Container]) -> None:
+    """A link in the container that points outside leads nowhere; the checkpoint itself is complete."""
+    up = "../" * 12
+    shell = f"ln -s {up}{tmp_path} /out; touch /ready; while :; do sleep 1; done"
+    env = {
+        "DYN_CHECKPOINT_SIGNAL_FILE": "/out/signal.done",
+        "DYN_CHECKPOINT_READY_FILE": "/ready",
+        "DYN_CHECKPOINT_HASH": "x",
+        "DYN_CHECKPOINT_LOCATION": "/checkpoints/x",
+        "DYN_CHECKPOINT_STORAGE_TYPE": "pvc",
+    }
+    source = container(["/usr/local/bin/restore-entrypoint", "--", "sh", "-c", shell], env=env)
+    until((source.upper / "ready").exists, "the start")
+    done = chrek("checkpoint", "x", "--pid", str(source.pid1), store=tmp_path / "store")
+    assert done.returncode == 1
+    assert "The checkpoint 'x' is complete, but: The signal file /out/signal.done cannot be written" in done.stderr
+    assert not (tmp_path / "signal.done").exists()
+    assert chrek("verify", "x", store=tmp_path / "store").returncode == 0
 
 
 def test_allow_overrides_a_refusal(store: Path, tmp_path: Path) -> None:

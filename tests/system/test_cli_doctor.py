@@ -7,6 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from chrekcli import CHREK, chrek, chrek_json
 from containers import needs
 
@@ -48,8 +50,8 @@ def test_as_a_user(tmp_path: Path) -> None:
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "CHREK_STORE": str(tmp_path)}
     )
-    if not done.stdout:  # the virtual environment may lie where only root can read
-        return
+    if not done.stdout:
+        pytest.skip("the virtual environment lies where only root can read")
     names = levels(json.loads(done.stdout)["findings"])
     assert done.returncode == 1
     assert names["root"] == names["capabilities"] == names["store"] == "missing"

@@ -75,6 +75,16 @@ def test_nothing_waits(tmp_path: Path) -> None:
     assert "APP_NOT_FOUND" in done.stderr
 
 
+def test_one_that_runs_already(tmp_path: Path) -> None:
+    """An application that runs does not wait, and is left alone."""
+    with Running(["run", "--id", "runs-already"], python(APP), store=tmp_path, log=tmp_path / "log") as run:
+        run.await_output("tick 1\n")
+        done = chrek("restore", "runs-already", store=tmp_path)
+        assert done.returncode == 172
+        assert "does not wait for a restore: its application runs (start: cold)" in done.stderr
+        assert run.process.poll() is None
+
+
 def test_a_command_and_a_container(tmp_path: Path) -> None:
     """A command and --pid contradict each other."""
     assert chrek("restore", "x", "--pid", "1", "--", "true", store=tmp_path).returncode == 2

@@ -76,6 +76,11 @@ def test_a_command_that_is_not_there(store: Path) -> None:
     assert "no-such-command: command not found" in done.stderr
 
 
+def test_options_end_where_the_command_begins(store: Path) -> None:
+    """What follows the command's name is the command's, also without --."""
+    assert chrek("run", "--id", "x", "echo", "--json", "-x", store=store).stdout == "--json -x\n"
+
+
 def test_streams_are_connected(store: Path) -> None:
     """Standard input reaches the application to its end; output and errors stay apart."""
     done = chrek("run", "--id", "x", "--", "sh", "-c", "cat; echo problem >&2", store=store, stdin="one\ntwo\n")

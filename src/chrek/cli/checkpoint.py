@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from chrek.cli import options
-from chrek.errors import ChrekError, Reason
+from chrek.cli.ending import explain
+from chrek.errors import CaptureFailed, ChrekError, Reason
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -98,9 +99,16 @@ def _capture(request: Request, progress: Progress, *, quiet: bool) -> Outcome:
             progress.listener = meter.listener
             outcome = capture(request, progress)
     except ChrekError as error:
-        signalfile.write(container, signalfile.marker(request.checkpoint_id, path=location, error=error))
+        try:
+            signalfile.write(container, signalfile.marker(request.checkpoint_id, path=location, error=error))
+        except CaptureFailed as second:
+            explain(second)  # the first is why there is no checkpoint
         raise
-    signalfile.write(container, signalfile.marker(request.checkpoint_id, path=location))
+    try:
+        signalfile.write(container, signalfile.marker(request.checkpoint_id, path=location))
+    except CaptureFailed as error:
+        message = f"The checkpoint {request.checkpoint_id!r} is complete, but: {error.message}"
+        raise ChrekError(error.reason, message, cure=error.cure) from error
     return outcome
 
 

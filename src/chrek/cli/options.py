@@ -54,8 +54,10 @@ class _Codes(click.ParamType[frozenset[Reason]]):
     def convert(
         self, value: str | frozenset[Reason], param: click.Parameter | None, ctx: click.Context | None
     ) -> frozenset[Reason]:
-        del param, ctx
-        return value if isinstance(value, frozenset) else Reason.parse_list(value)
+        try:
+            return value if isinstance(value, frozenset) else Reason.parse_list(value)
+        except UsageError as error:
+            self.fail(error.message, param, ctx)
 
 
 ID = _Id()
@@ -99,6 +101,7 @@ def allow_option(function: F) -> F:
         "--allow",
         metavar="CODE,...",
         envvar="CHREK_ALLOW",
+        show_envvar=True,
         type=_Codes(),
         default=frozenset(),
         help="Refusals to override, by reason code. What they protect from may then happen.",
@@ -110,6 +113,7 @@ def verify_option(function: F) -> F:
     return click.option(
         "--verify",
         envvar="CHREK_VERIFY",
+        show_envvar=True,
         type=click.Choice(["full", "sampled", "off"], case_sensitive=False),
         default="full",
         show_default=True,

@@ -90,7 +90,7 @@ def _into_waiting(
     from chrek.cli import output, targets
     from chrek.cli.restoring import restore_into
 
-    pid1 = targets.find(checkpoint_id, pid=pid, container=container)
+    pid1 = targets.find_waiting(checkpoint_id, pid=pid, container=container)
     outcome = restore_into(
         pid1,
         store=store,

@@ -13,12 +13,13 @@ from chrek.cli import options
 from chrek.errors import Reason
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(context_settings={"allow_interspersed_args": False})  # the rest is the command, with or without --
 @click.option("--id", "checkpoint_id", required=True, type=options.ID, help="Id of the checkpoint.")
 @click.option("--cold", is_flag=True, help="Do not look for a checkpoint.")
 @click.option(
     "--on-failure",
     envvar="CHREK_ON_RESTORE_FAILURE",
+    show_envvar=True,
     type=click.Choice(["cold", "fail"], case_sensitive=False),
     default="cold",
     show_default=True,

@@ -82,6 +82,26 @@ def find(checkpoint_id: str, *, pid: int | None, container: str | None) -> HostP
     raise Refused(Reason.APP_NOT_FOUND, f"No application of id {checkpoint_id!r} runs here, nor any other.")
 
 
+def find_waiting(checkpoint_id: str, *, pid: int | None, container: str | None) -> HostPid:
+    """Return PID 1 of the container that waits for a restore.
+
+    Raises:
+        Refused: as `find`, or ``CLAIM_LOST`` when what is meant runs already.
+    """
+    waiting = [each for each in every() if each.checkpoint_id == checkpoint_id and each.state.mode == "waiting"]
+    if pid is None and container is None and len(waiting) == 1:
+        return waiting[0].pid1
+    pid1 = find(checkpoint_id, pid=pid, container=container)
+    mode = initstate.read_state(pid1).mode
+    if mode in {"starting", "waiting"}:
+        return pid1
+    raise Refused(
+        Reason.CLAIM_LOST,
+        f"The container of PID {pid1} does not wait for a restore: its application runs (start: {mode}).",
+        cure="Start it with DYN_CHECKPOINT_HASH in its environment, or give a command after -- to start it here.",
+    )
+
+
 def _of_process(pid: int) -> HostPid:
     """Return the init above a process, itself included: people know the application's pid, not PID 1's.
 
