@@ -105,6 +105,26 @@ class Reason(Enum):
         "The container to be checkpointed has no readiness probe.",
         "Add one that reads the ready file: without it the pod is Ready, and would be captured, half loaded.",
     )
+    POD_NOT_SUPPORTED = (
+        "The pod has a feature that neither capture nor restore can work with.",
+        "Remove the feature that the message names from the pod's spec.",
+    )
+    STORE_MISMATCH = (
+        "The pod's checkpoint volume is another one than the agent's.",
+        "Mount the agent's own claim (chrek-pvc), without subPath, or mount none: the agent needs no volume in the pod.",
+    )
+    TENANT_MISMATCH = (
+        "The checkpoint belongs to another namespace.",
+        "Take a checkpoint in this namespace, or let the chart's shareWith name this one.",
+    )
+    LIVENESS_TOO_TIGHT = (
+        "The application would stand still for longer than its liveness probe bears.",
+        "Raise the probe's failureThreshold, or remove the probe from the checkpoint job.",
+    )
+    RESTORE_GIVEN_UP = (
+        "Three restored starts of this container in a row ended within a minute.",
+        "Look at the application's log of those starts; the container starts cold until the pod is made anew.",
+    )
     CONTAINER_UNCLEAR = (
         "The pod does not say which of its containers is meant.",
         "Name it in the annotation nvidia.com/checkpoint-container.",
