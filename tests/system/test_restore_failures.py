@@ -44,7 +44,7 @@ def captured(container: Make, store: Store) -> Store:
 def cold(copy: Container) -> None:
     """Check that the application was started cold on the image's own files."""
     copy.wait_for("ready")
-    assert "chrek: start=cold" in copy.err
+    copy.wait_for("chrek: start=cold")
     assert "passwd own False" in copy.log
     assert "issue True marker False" in copy.log
     assert not list(copy.root.glob(".chrek-undo*"))
@@ -263,7 +263,7 @@ def test_from_inside(container: Make, store: Store, criu_bundle: Path) -> None:
     environment = {"DYN_CHECKPOINT_HASH": "one", "DYN_CHECKPOINT_PATH": "/checkpoints"}
     copy = container(cycle.app("beat"), privileged=True, env=environment, mounts=mounts)
     copy.wait_for("ok restored")
-    assert "chrek: start=restored" in copy.err
+    copy.wait_for("chrek: start=restored")
     assert (copy.root / "tmp/criu-restore.log").stat().st_size > 0
     assert (copy.root / "tmp/dynamo-restored").is_file()
 

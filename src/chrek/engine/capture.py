@@ -32,17 +32,16 @@ from chrek.criu.files import loosen_external_files
 from chrek.criu.process import Criu, CriuFailed, Settings
 from chrek.criu.sessions import adopt_leaderless_sessions
 from chrek.criu.sockets import close_foreign_connections
+from chrek.cuda import handover
 from chrek.engine import facts, freeze, gpu, sidefiles, streams
 from chrek.engine.container import Container, ns_pid
 from chrek.engine.estimate import Estimate, estimate
 from chrek.engine.preflight import Subject, refuse
 from chrek.engine.progress import Progress
-from chrek.errors import CaptureFailed, ChrekError, Reason, Refused
+from chrek.errors import CaptureFailed, Reason, Refused
 from chrek.memory.adopt import adopt_pages_images
 from chrek.memory.digest import digest
 from chrek.memory.shard import Folders, write_index
-from chrek.rootfs import fd as fds
-from chrek.rootfs.skip import Skip
 from chrek.store.staging import Published, Staging
 from chrek.system import procfs
 from chrek.system.cgroups import OwnGroup
@@ -119,6 +118,8 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
         with progress.phase("finish"):
             known, memory = _finish(request, need, frozen, staging, progress)
         with progress.phase("publish"):
+            pids = {pid for process in found.subject.tree if (pid := procfs.ns_pid(process)) is not None}
+            handover.adopt(request.store.fd, request.checkpoint_id, staging.fd, pids)
             files = staging.digest(known=known, workers=request.workers)
             manifest = Manifest(
                 checkpoint_id=request.checkpoint_id,
@@ -134,6 +135,7 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
             )
             progress.check()
             published = staging.publish(manifest, location=request.location, extra=request.extra)
+            handover.discard(request.store.fd, request.checkpoint_id)
     return Outcome(
         published=published,
         seconds=time.monotonic() - began,

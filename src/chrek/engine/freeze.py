@@ -214,7 +214,7 @@ def _root_changes(plan: Plan, frozen: Frozen) -> None:
             frozen,
             "rootfs.tar",
             lambda out: diff_overlay(
-                overlay, out, mount_points=mount_points(plan.container.pid1), exclude=plan.exclude
+                overlay, out, mount_points=mount_points(plan.container.pid1), exclude=plan.exclude, blocks=True
             ),
         )
 
@@ -228,7 +228,7 @@ def _volume_job(plan: Plan, frozen: Frozen, number: int, path: str, kind: str) -
         finally:
             os.close(root)
         try:
-            _archive(plan, frozen, name, lambda out: pack_tree(directory, out, name=name, exclude=plan.exclude))
+            _archive(plan, frozen, name, lambda out: pack_tree(directory, out, name=name, exclude=plan.exclude, blocks=True))
         finally:
             os.close(directory)
         frozen.volumes.append(Volume(path=path, kind=kind, archive=name))
@@ -251,6 +251,6 @@ def _archive(plan: Plan, frozen: Frozen, name: str, write: Callable[[int], Packe
         packed = write(out)
     finally:
         os.close(out)
-    frozen.archives[name] = FileEntry(size=packed.size, sha256=packed.sha256)
+    frozen.archives[name] = packed.entry
     frozen.warnings += [f"{path} changed while it was copied" for path in packed.changed]
     frozen.warnings += [f"{path} vanished while it was copied" for path in packed.vanished]

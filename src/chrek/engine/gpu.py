@@ -20,6 +20,8 @@ from chrek.cuda import abi, detect, evidence, gpumap
 from chrek.cuda.driver import Driver, GpuUuid
 from chrek.cuda.inventory import Inventory, Nvml, require_memory
 from chrek.cuda.sequence import GpuState
+from chrek.engine.preflight import who
+from chrek.errors import CaptureFailed, Reason, Refused
 from chrek.system import cgroups, procfs
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from chrek.engine.container import Container
     from chrek.engine.preflight import Subject
     from chrek.engine.progress import Progress
-    from chrek.errors import Reason
     from chrek.system.ids import HostPid, NsPid
 
 
@@ -36,13 +37,15 @@ class Use:
     """What a tree has on GPUs.
 
     Attributes:
-        pids: its processes with an initialised driver.
+        tree: all of its processes.
+        pids: those with an initialised driver.
         gpus: the GPUs that they see, with what they use of each.
         bytes: GPU memory that the driver will move into the processes.
         warnings: findings that the user overrode.
     """
 
     state: GpuState
+    tree: tuple[HostPid, ...]
     pids: tuple[HostPid, ...]
     gpus: tuple[Gpu, ...]
     bytes: int
@@ -50,19 +53,26 @@ class Use:
 
 
 def look(subject: Subject, *, allow: Collection[Reason]) -> Use | None:
-    """Look at the tree's GPU processes; None where none has a GPU device open.
+    """Look at the tree's GPU processes; None where none uses the driver.
+
+    What an earlier capture that was killed left half way is found, too, and driven back first.
 
     Raises:
         Refused: the driver is missing or too old, or would not bring back what it saves.
         CaptureFailed: the driver does not answer.
     """
-    holders = [pid for pid, files in subject.files.items() if any(evidence.is_gpu_device(f.target) for f in files)]
+    holders = [pid for pid in subject.tree if evidence.uses_driver(pid)]
     if not holders:
         return None
     driver = Driver()
     driver.require()
     state = GpuState(driver)
-    found = {process.pid: abi.state_name(process.state) for process in state.find(subject.tree)}
+    processes = state.find(subject.tree)
+    if stuck := state.drive_back(p.pid for p in processes if p.state != abi.ProcessState.RUNNING):
+        raise Refused(Reason.GPU_STUCK, "; ".join(map(str, stuck)) + ".")
+    found = {process.pid: abi.state_name(process.state) for process in processes}
+    if not found and not any(evidence.remaining_devices(holders).values()):
+        return None  # the library is loaded and was never used
     seen = [evidence.read(pid, driver_state=found.get(pid, "none")) for pid in dict.fromkeys([*holders, *found])]
     inventory = Nvml().read()
     findings = detect.detect(seen, mig_minors=inventory.mig, peers=inventory.peers)
@@ -73,7 +83,7 @@ def look(subject: Subject, *, allow: Collection[Reason]) -> Use | None:
     )
     minors = {minor for one in seen for minor in detect.visible_minors(one)}
     gpus = tuple(_recorded(gpu, inventory.driver) for gpu in inventory.gpus_of(minors, found))
-    return Use(state, tuple(found), gpus, needed, tuple(warnings))
+    return Use(state, tuple(subject.tree), tuple(found), gpus, needed, tuple(warnings))
 
 
 def _recorded(gpu: gpumap.Gpu, driver: str) -> Gpu:
@@ -93,6 +103,9 @@ def held(use: Use | None, progress: Progress) -> Iterator[None]:
     with progress.phase("gpu save"):
         state = use.state.capture(use.pids)
     try:
+        for pid, devices in evidence.remaining_devices(use.tree).items():
+            message = f"{who(pid)} still holds {', '.join(devices)} after the driver has saved the GPU state."
+            raise CaptureFailed(Reason.GPU_FD_INHERITED, message)
         yield
     finally:
         with progress.phase("gpu resume"):
@@ -126,13 +139,13 @@ def plan(manifest: Manifest, container: Container) -> Plan | None:
     if not manifest.facts.gpus:
         return None
     driver = Driver()
-    driver.require()
     inventory = Nvml().read()
     gpumap.check_driver(manifest.facts.gpus[0].driver, inventory.driver)
     saved = [
         gpumap.Gpu(GpuUuid.parse(gpu.uuid), gpu.model, gpu.memory, gpu.minor, gpu.used) for gpu in manifest.facts.gpus
     ]
     gpu_map = gpumap.plan_map(saved, _given(container, inventory))
+    driver.require(gpu_map=gpu_map)
     return Plan(GpuState(driver), manifest.application.gpu_processes, gpu_map)
 
 

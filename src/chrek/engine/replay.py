@@ -19,7 +19,7 @@ from chrek.artifact.names import timestamp
 from chrek.engine import sidefiles
 from chrek.errors import Reason, Refused, RestoreFailed
 from chrek.rootfs import fd as fds
-from chrek.rootfs.apply import apply
+from chrek.rootfs.apply import apply, put_file, take_file
 from chrek.rootfs.archive import read_archive
 from chrek.rootfs.journal import Journal
 from chrek.rootfs.links import remove_links
@@ -52,11 +52,21 @@ class Replay:
     def __exit__(self, *exception: object) -> None:
         try:
             if not self._kept:
-                remove_links(self._links, self._root)
-                for journal in reversed(self._journals.values()):
-                    journal.undo()
+                self._undo()
         finally:
             self._stack.close()
+
+    def _undo(self) -> None:
+        """Undo everything; a journal that cannot be undone keeps none of the others from it."""
+        errors: list[RestoreFailed] = []
+        remove_links(self._links, self._root)
+        for journal in reversed(self._journals.values()):
+            try:
+                journal.undo()
+            except RestoreFailed as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def keep(self) -> None:
         """Let the changes stay."""
@@ -115,12 +125,11 @@ class Replay:
 
     def remove(self, path: str) -> None:
         """Remove a stale file; one on a volume that others may share stays."""
-        with suppress(OSError), self._place(path) as (journal, inner, parent):
-            if journal is not None and fds.lstat(parent, fds.split(inner)[1]) is not None:
-                journal.keep_directory(fds.split(inner)[0], parent)
-                journal.move_aside(inner, parent)
+        with suppress(OSError), self._place(path) as (journal, inner, _):
+            if journal is not None:
+                take_file(journal, inner)
 
-    def write_marker(self, path: str) -> None:
+    def write_marker(self, path: str, **more: str) -> None:
         """Write the file that tells the application it was restored.
 
         Raises:
@@ -132,6 +141,7 @@ class Replay:
             "checkpoint_path": self._checkpoint.marker.checkpoint_path,
             "timestamp": timestamp(time.time()),
             "success": True,
+            **more,
         }
         self.write(path, json.dumps(content).encode() + b"\n")
 
@@ -143,13 +153,10 @@ class Replay:
         """
         try:
             with self._place(path) as (journal, inner, parent):
-                name = fds.split(inner)[1]
                 if journal is not None:
-                    journal.keep_directory(fds.split(inner)[0], parent)
-                    if fds.lstat(parent, name) is not None:
-                        journal.move_aside(inner, parent)
-                    journal.note_new(inner)
-                write_file(parent, name, content)
+                    put_file(journal, inner, content)
+                else:
+                    write_file(parent, fds.split(inner)[1], content)
         except OSError as error:
             message = f"{path} cannot be written: {error.strerror}."
             raise RestoreFailed(Reason.FILES_NOT_APPLIED, message) from error

@@ -260,9 +260,19 @@ def _files(container: Container, checkpoint: Checkpoint, files: Replay) -> bool:
     markers = {environment.get("DYN_RESTORE_MARKER_FILE") or "/tmp/dynamo-restored"}
     if application.marker_file:
         markers.add(application.marker_file)
+    pools = _pool_directory(container, checkpoint)
     for marker in sorted(markers):
-        files.write_marker(marker)
+        files.write_marker(marker, **({"gpu_directory": pools} if pools else {}))
     return by_helper
+
+
+def _pool_directory(container: Container, checkpoint: Checkpoint) -> str | None:
+    """Return where the restored application finds its pools' files; None when it has none or cannot see them."""
+    if not any(path.startswith("gpu/") for path in checkpoint.manifest.files):
+        return None
+    environment = container.environment
+    base = environment.get("DYN_CHECKPOINT_PATH") or "/checkpoints"
+    return f"{base.rstrip('/')}/{checkpoint.id}/gpu"
 
 
 def _ready_again(container: Container, checkpoint: Checkpoint) -> None:

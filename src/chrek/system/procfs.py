@@ -88,6 +88,12 @@ def status(pid: int) -> Status | None:
     )
 
 
+def ns_pid(pid: int) -> NsPid | None:
+    """Return the id of *pid* in its own PID namespace, or None when it is gone."""
+    state = status(pid)
+    return None if state is None else state.ns_pid
+
+
 def stat_fields(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` after the command name (the state is first), or None."""
     text = read_text(pid, "stat")
