@@ -1,0 +1,190 @@
+"""Checkpoints by somebody who can write to the store: images are forged and every digest is right.
+
+Each is refused before CRIU runs, and the container starts cold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chrek.artifact import FileEntry
+from chrek.artifact.manifest import manifest_digest
+from chrek.artifact.marker import Marker
+from chrek.criu.images import Image, read_one
+from chrek.criu.messages import Core, Credentials, GhostFile, NamespaceIds
+from chrek.errors import ChrekError, Reason
+from chrek.store.layout import Store
+from containers import needs
+from system import cycle
+from system.cycle import Make
+
+pytestmark = needs("containers", "criu")
+
+Forge = Callable[[Path], None]
+
+
+def rewrite(images: Path, name: str, edit: Callable[[Core], None]) -> None:
+    """Edit one core image."""
+    fd = os.open(images, os.O_RDONLY)
+    image: Image[Core] = Image.read(fd, name)
+    core = next(image.decode(Core))
+    edit(core)
+    image.entries[0] = core.encode()
+    image.write(fd)
+    os.close(fd)
+
+
+def credentials(change: Callable[[Credentials], None]) -> Forge:
+    """Return a forger that changes the credentials of the first task."""
+
+    def forge(home: Path) -> None:
+        def edit(core: Core) -> None:
+            assert core.thread is not None
+            assert core.thread.creds is not None
+            change(core.thread.creds)
+
+        rewrite(home / "images", min(path.name for path in (home / "images").glob("core-*.img")), edit)
+
+    return forge
+
+
+def all_capabilities(creds: Credentials) -> None:
+    """Ask for every capability."""
+    creds.permitted = creds.effective = creds.bounding = creds.inheritable = [0xFFFFFFFF, 0x1FF]
+
+
+def new_privileges(creds: Credentials) -> None:
+    """Ask for setuid programs to work again."""
+    creds.no_new_privs = 0
+
+
+def ambient(creds: Credentials) -> None:
+    """Ask for an ambient CAP_SYS_ADMIN."""
+    creds.ambient = [1 << 21, 0]
+
+
+def label(creds: Credentials) -> None:
+    """Ask for another security label."""
+    creds.lsm_profile = "unconfined_t"
+
+
+def no_credentials(home: Path) -> None:
+    """Leave the credentials out, which would leave CRIU's own in force."""
+
+    def edit(core: Core) -> None:
+        assert core.thread is not None
+        core.thread.creds = None
+
+    rewrite(home / "images", min(path.name for path in (home / "images").glob("core-*.img")), edit)
+
+
+def own_namespace(home: Path) -> None:
+    """Ask for a network namespace of its own."""
+    name = next((home / "images").glob("ids-*.img")).name
+    fd = os.open(home / "images", os.O_RDONLY)
+    ids = read_one(fd, name, NamespaceIds)
+    ids.net = (ids.net or 0) + 1
+    image: Image[NamespaceIds] = Image.read(fd, name)
+    image.entries = [ids.encode()]
+    image.write(fd)
+    os.close(fd)
+
+
+def ghost_device(home: Path) -> None:
+    """Carry a deleted file that is the host's disk."""
+    ghost = GhostFile(uid=0, gid=0, mode=stat.S_IFBLK | 0o666, rdev=os.makedev(254, 0)).encode()
+    magic = struct.pack("<II", 0x54564319, 0x52583605)
+    (home / "images/ghost-file-7.img").write_bytes(magic + struct.pack("<I", len(ghost)) + ghost)
+
+
+def mount_table(home: Path) -> None:
+    """Carry a mount table for CRIU to rebuild."""
+    (home / "images/mountpoints-12.img").write_bytes(struct.pack("<II", 0x54564319, 0x55554B50))
+
+
+def endless_tree(home: Path) -> None:
+    """Cut the process tree short in the middle of an entry."""
+    path = home / "images/pstree.img"
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def gigantic_entry(home: Path) -> None:
+    """Announce an entry of 4 GB."""
+    path = home / "images/files.img"
+    path.write_bytes(path.read_bytes() + struct.pack("<I", 0xFFFFFFF0) + b"x")
+
+
+def other_index(home: Path) -> None:
+    """Let the memory index write at an address of the kernel's half."""
+    path = home / "memory/index"
+    data = bytearray(path.read_bytes())
+    data[-16:-8] = struct.pack("<Q", 0xFFFF800000000000)
+    path.write_bytes(bytes(data))
+
+
+FORGERIES: dict[str, tuple[Forge, Reason]] = {
+    "all capabilities": (credentials(all_capabilities), Reason.PRIVILEGE_EXCEEDED),
+    "new privileges": (credentials(new_privileges), Reason.PRIVILEGE_EXCEEDED),
+    "ambient capability": (credentials(ambient), Reason.PRIVILEGE_EXCEEDED),
+    "security label": (credentials(label), Reason.PRIVILEGE_EXCEEDED),
+    "no credentials": (no_credentials, Reason.CORRUPT),
+    "own namespace": (own_namespace, Reason.CORRUPT),
+    "ghost device": (ghost_device, Reason.PRIVILEGE_EXCEEDED),
+    "mount table": (mount_table, Reason.CORRUPT),
+    "tree cut short": (endless_tree, Reason.CORRUPT),
+    "gigantic entry": (gigantic_entry, Reason.CORRUPT),
+    "kernel address": (other_index, Reason.CORRUPT),
+}
+
+
+def seal(home: Path) -> None:
+    """Compute every digest anew, as a forger would."""
+    manifest = json.loads((home / "manifest.json").read_text())
+    for path in home.rglob("*"):
+        name = str(path.relative_to(home))
+        if path.is_file() and name not in {"manifest.json", "checkpoint.done"}:
+            known = manifest["files"].get(name)
+            if known is None or "sha256" in known:
+                entry = FileEntry.of_bytes(path.read_bytes())
+                manifest["files"][name] = {"size": entry.size, "sha256": entry.sha256}
+    text = json.dumps(manifest).encode()
+    (home / "manifest.json").write_bytes(text)
+    done = json.loads((home / "checkpoint.done").read_text())
+    marker = Marker(
+        checkpoint_id=done["checkpoint_id"],
+        checkpoint_path=done["checkpoint_path"],
+        timestamp=done["timestamp"],
+        success=True,
+        manifest_sha256=manifest_digest(text),
+    )
+    (home / "checkpoint.done").write_bytes(marker.to_sealed_json())
+
+
+def test_forgeries(container: Make, store: Store) -> None:
+    """Every forgery is refused with its reason before CRIU runs; the honest one is restored."""
+    source = cycle.start(container, cycle.app("beat"))
+    for number, name in enumerate([*FORGERIES, "honest"]):
+        cycle.capture(source, store, f"forged-{number}")
+        home = (Path(store.path) / f"forged-{number}").resolve()
+        if name in FORGERIES:
+            FORGERIES[name][0](home)
+        seal(home)
+    source.delete()
+    for number, (name, (_, reason)) in enumerate(FORGERIES.items()):
+        copy = cycle.waiting(container, cycle.app("beat"), f"forged-{number}")
+        with pytest.raises(ChrekError) as caught:
+            cycle.restore(copy, store, f"forged-{number}")
+        assert caught.value.reason is reason, (name, caught.value)
+        copy.wait_for(f"chrek: start=cold reason={reason.code}")
+        assert not (copy.root / "tmp/criu-restore.log").exists(), name
+        copy.delete()
+    copy = cycle.waiting(container, cycle.app("beat"), f"forged-{len(FORGERIES)}")
+    cycle.restore(copy, store, f"forged-{len(FORGERIES)}")
+    copy.wait_for("chrek: start=restored")
