@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core_bench.beats import Beats
-from core_bench.place import NAMESPACES, Place, remove, settle
+from core_bench.place import NAMESPACES, Place, ready_memory, remove, settle
 
 KDAT = b"/run/criu.kdat"
 WORKER = Path(__file__).with_name("worker.py")
@@ -31,6 +32,7 @@ class Stock:
     bundle: Path
     scratch: Path
     images: Path
+    size: int = 0
 
     def __post_init__(self) -> None:
         # The bundle's copy is kept from the cache in /run; stock CRIU uses it.
@@ -44,22 +46,25 @@ class Stock:
     def capture(self, place: Place, beats: Beats) -> dict[str, float]:
         """Dump the process and leave it running."""
         remove(self.images)
+        settle(self.scratch)
+        ready_memory(self.size, self.scratch)
         self.images.mkdir()
-        settle(self.images)
-        since = time.time_ns()
+        since, used = time.time_ns(), _processor_time()
         arguments = ["dump", "-t", str(place.application()), "-D", str(self.images), "--leave-running", "-o", "dump.log"]
         self._run(place, arguments, "dump.log")
-        until = time.time_ns()
+        until, used_until = time.time_ns(), _processor_time()
         began = time.monotonic()
         _flush(self.images)
         return {
             "seconds": (until - since) / 1e9,
+            "processor": used_until - used,
             "frozen": beats.longest_pause(since, until),
             "flush": time.monotonic() - began,
         }
 
     def restore(self, place: Place, beats: Beats) -> dict[str, float]:
         """Restore the process; time until it lives."""
+        ready_memory(self.size, self.scratch)
         since = time.time_ns()
         self._run(place, ["restore", "-d", "-D", str(self.images), "-o", "restore.log"], "restore.log")
         return {"seconds": beats.first_after(since, 30)}
@@ -78,20 +83,25 @@ class ChReK:
     """ChReK's engine in a process of its own."""
 
     store: Path
+    size: int = 0
 
     def capture(self, place: Place, beats: Beats, *, mode: str, count_pipes: bool = False) -> dict[str, Any]:
         """Capture the process and leave it running."""
         remove(self.store / mode)
         settle(self.store)
-        since = time.time_ns()
+        ready_memory(self.size, self.store)
+        since, used = time.time_ns(), _processor_time()
         result = self._run(mode, what="capture", pid1=place.pid1, mode=mode, count_pipes=count_pipes)
         until = time.time_ns()
+        result["processor"] = _processor_time() - used
         return {**result, "seconds": (until - since) / 1e9, "outside": beats.longest_pause(since, until)}
 
     def restore(self, place: Place, beats: Beats, *, mode: str, verify: str) -> dict[str, Any]:
         """Restore the process; time until it lives."""
-        since = time.time_ns()
+        ready_memory(self.size, self.store)
+        since, used = time.time_ns(), _processor_time()
         result = self._run(mode, what="restore", pid1=place.pid1, verify=verify)
+        result["processor"] = _processor_time() - used
         alive = beats.first_after(since, 30)
         return {**result, "seconds": alive, "from_engine": alive - (result["began"] - since) / 1e9}
 
@@ -103,6 +113,12 @@ class ChReK:
             raise RuntimeError(f"ChReK: {result.stderr[-3000:]}")
         answer: dict[str, Any] = json.loads(result.stdout)
         return answer
+
+
+def _processor_time() -> float:
+    """Return the processor time of all commands so far, in seconds; the dumped process's own part is not in it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _flush(directory: Path) -> None:
