@@ -96,6 +96,14 @@ class Running:
         until(lambda: text in self.output() or self.process.poll() is not None, repr(text))
         assert text in self.output(), self.said()
 
+    def await_said(self, text: str) -> None:
+        """Wait until something is on standard error."""
+        deadline = time.monotonic() + DEADLINE
+        while text not in self.said():
+            assert time.monotonic() < deadline, f"no {text!r} in {DEADLINE} s: {self.said()!r}"
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.01)
+
     @property
     def pid1(self) -> HostPid:
         """The init, once it runs."""

@@ -110,7 +110,7 @@ def test_both_ways_of_dumping(store: Path, tmp_path: Path, mode: str) -> None:
         assert done.returncode == 0, done.stderr
     assert chrek_json("inspect", "x", store=store)["memory"]["mode"] == mode
     with Running(["run", "--id", "x"], app(), store=store, log=tmp_path / "again.log") as run:
-        until(lambda: "start=restored" in run.said(), "the restore")
+        run.await_said("start=restored")
         goes_on(run)
 
 
@@ -150,7 +150,7 @@ def test_writes_the_signal_file(store: Path, tmp_path: Path) -> None:
     env = {"DYN_CHECKPOINT_SIGNAL_FILE": str(signal_file), "DYN_CHECKPOINT_READY_FILE": str(tmp_path / "ready")}
     shell = f"while [ ! -e {signal_file} ]; do sleep 0.02; done"
     with Running(["run", "--id", "x"], ["sh", "-c", shell], store=store, log=tmp_path / "log", env=env) as run:
-        until(lambda: "start=cold" in run.said(), "the start")
+        run.await_said("start=cold")
         done = chrek("checkpoint", "x", "--pid", str(run.pid1), store=store)
         assert done.returncode == 0, done.stderr
         assert run.wait() == 0

@@ -44,7 +44,7 @@ def test_starts_here(tmp_path: Path) -> None:
     save(tmp_path, tmp_path / "first.log")
     with Running(["restore", "x"], ["false"], store=tmp_path, log=tmp_path / "second.log") as run:
         run.await_output("tick ")
-        until(lambda: "start=restored" in run.said(), "the report")
+        run.await_said("start=restored")
 
 
 def test_never_starts_cold(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_goes_on_where_the_checkpoint_was(store: Path, tmp_path: Path) -> None:
         run.await_output("True\n")
         first = ticks(run.output())[0]
         assert 5 <= first <= last + 1
-        until(lambda: "start=restored" in run.said(), "the report")
+        run.await_said("start=restored")
 
 
 def test_cycles(store: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_streams_may_be_others_than_at_the_checkpoint(store: Path, tmp_path: Pat
         path.write_text("before\n")
         ends = (os.open(path, os.O_RDONLY), os.open(path, os.O_WRONLY | os.O_APPEND))
     with Running(["run", "--id", "x"], python(COUNTER), store=store, log=tmp_path / "log", stdout=ends[1]) as run:
-        until(lambda: "start=restored" in run.said(), "the restore")
+        run.await_said("start=restored")
         if second in {"pipe", "terminal"}:
             assert os.read(ends[0], 4096).startswith(b"tick ")
         if second == "file":
@@ -275,8 +275,8 @@ def test_a_log_that_grew_since(store: Path, tmp_path: Path) -> None:
             file.write("after the checkpoint\n" * 1000)
     with Running(["run", "--id", "x"], python(code), store=store, log=tmp_path / "log") as run:
         run.await_output("True\n")
-        until(lambda: "start=restored" in run.said(), "the report")
-        until(lambda: "bytes written to" in run.said(), "the warning about the cut")
+        run.await_said("start=restored")
+        run.await_said("bytes written to")
         numbers = [int(line) for line in written.read_text().splitlines()]
         assert numbers == list(range(len(numbers)))
         assert appended.read_text().count("after the checkpoint") == 1000

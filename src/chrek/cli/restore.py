@@ -88,19 +88,20 @@ def _into_waiting(
     import time
 
     from chrek.cli import output, targets
-    from chrek.cli.restoring import restore_into
+    from chrek.cli.restoring import claim, restore_into
 
     pid1 = targets.find_waiting(checkpoint_id, pid=pid, container=container)
-    outcome = restore_into(
-        pid1,
-        store=store,
-        checkpoint_id=checkpoint_id,
-        verify=verify,
-        allow=allow,
-        deadline=None if timeout is None else time.monotonic() + timeout,
-        patience=5.0,
-        quiet=as_json,
-    )
+    with claim(pid1, patience=5.0) as mailbox:
+        outcome = restore_into(
+            mailbox,
+            pid1,
+            store=store,
+            checkpoint_id=checkpoint_id,
+            verify=verify,
+            allow=allow,
+            deadline=None if timeout is None else time.monotonic() + timeout,
+            quiet=as_json,
+        )
     if as_json:
         output.emit(
             {

@@ -15,9 +15,23 @@ from chrek.system.initstate import read_state
 if TYPE_CHECKING:
     from chrek.engine.restore import Outcome
     from chrek.system.ids import HostPid
+    from chrek.system.mailbox import Mailbox
+
+
+def claim(pid1: HostPid, *, patience: float) -> Mailbox:
+    """Wait, *patience* seconds at most, until an init waits, and claim its restore.
+
+    Raises:
+        Refused: ``CLAIM_LOST`` or ``APP_NOT_FOUND``; the init knows nothing of this.
+    """
+    from chrek.system.mailbox import Mailbox
+
+    await_waiting(pid1, patience)
+    return Mailbox.claim(pid1, by="chrek")
 
 
 def restore_into(
+    mailbox: Mailbox,
     pid1: HostPid,
     *,
     store: str,
@@ -25,12 +39,11 @@ def restore_into(
     verify: str,
     allow: frozenset[Reason],
     deadline: float | None,
-    patience: float,
     quiet: bool,
 ) -> Outcome:
-    """Claim the init, restore, hand over; say what is worth it.
+    """Restore into the container of a claimed init, hand over; say what is worth it.
 
-    *deadline* is a `time.monotonic` value or None; *patience* is how long in seconds to wait until the init waits.
+    *deadline* is a `time.monotonic` value or None.
 
     Raises:
         ChrekError: it did not work; the init has been told, and starts cold or ends.
@@ -39,32 +52,26 @@ def restore_into(
     from chrek.engine.progress import Progress
     from chrek.engine.restore import Request, restore
     from chrek.memory.fill import Verify
-    from chrek.system.mailbox import Mailbox
 
-    await_waiting(pid1, patience)
-    with (
-        options.open_store(store) as opened,
-        Mailbox.claim(pid1, by="chrek") as mailbox,
-        Meter(f"restoring {checkpoint_id}", quiet=quiet) as meter,
-    ):
-        left = 0 if deadline is None else max(int(deadline - time.monotonic() + 1), 1)
-        request = Request(
-            pid1=pid1,
-            mailbox=mailbox,
-            store=opened,
-            checkpoint_id=checkpoint_id,
-            verify=Verify(verify.lower()),
-            allow=allow,
-            settings=Settings(timeout=left),
-        )
-        try:
+    left = 0 if deadline is None else max(int(deadline - time.monotonic() + 1), 1)
+    try:
+        with options.open_store(store) as opened, Meter(f"restoring {checkpoint_id}", quiet=quiet) as meter:
+            request = Request(
+                pid1=pid1,
+                mailbox=mailbox,
+                store=opened,
+                checkpoint_id=checkpoint_id,
+                verify=Verify(verify.lower()),
+                allow=allow,
+                settings=Settings(timeout=left),
+            )
             outcome = restore(request, Progress(deadline=deadline, listener=meter.listener))
-        except ChrekError as error:
-            mailbox.failed(error.reason, error.message)
-            raise
-        except BaseException as error:
-            mailbox.failed(Reason.RESTORE_FAILED, f"The restoring program failed: {error!r}.")
-            raise
+    except ChrekError as error:
+        mailbox.failed(error.reason, error.message)
+        raise
+    except BaseException as error:
+        mailbox.failed(Reason.RESTORE_FAILED, f"The restoring program failed: {error!r}.")
+        raise
     if not quiet:
         said = f"{size(outcome.memory_bytes)} of memory in {seconds(outcome.seconds)}, verified: {verify.lower()}"
         say(f"restored {checkpoint_id}: {said}")

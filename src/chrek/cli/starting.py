@@ -14,7 +14,7 @@ from typing import Literal, NoReturn
 from chrek.cli import foreground, options
 from chrek.cli.ending import Ended, explain
 from chrek.cli.output import say
-from chrek.cli.restoring import restore_into
+from chrek.cli.restoring import claim, restore_into
 from chrek.cli.targets import ID_VARIABLE
 from chrek.errors import ChrekError, ExitCode, Reason, UsageError
 from chrek.system.ids import HostPid
@@ -138,22 +138,33 @@ def _restore_beside(request: Start, pid1: HostPid) -> int:
         # Out of the terminal's foreground group: ^C is the application's, which its init forwards.
         os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        deadline = None if request.timeout is None else time.monotonic() + request.timeout
-        restore_into(
-            pid1,
-            store=request.store,
-            checkpoint_id=request.checkpoint_id,
-            verify=request.verify,
-            allow=request.allow,
-            deadline=deadline,
-            patience=CLAIM_SECONDS / 2,
-            quiet=request.as_json,
-        )
-        code = 0
-    except ChrekError as error:
-        code = int(error.exit_code)  # the init has said it
+        code = _claim_and_restore(request, pid1)
     except BaseException as error:  # noqa: BLE001 - nothing may return into the caller's code in this process
         say(f"the restore failed unexpectedly: {error!r}")
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _claim_and_restore(request: Start, pid1: HostPid) -> int:
+    deadline = None if request.timeout is None else time.monotonic() + request.timeout
+    try:
+        mailbox = claim(pid1, patience=CLAIM_SECONDS / 2)
+    except ChrekError as error:
+        explain(error)
+        return int(error.exit_code)
+    with mailbox:
+        try:
+            restore_into(
+                mailbox,
+                pid1,
+                store=request.store,
+                checkpoint_id=request.checkpoint_id,
+                verify=request.verify,
+                allow=request.allow,
+                deadline=deadline,
+                quiet=request.as_json,
+            )
+        except ChrekError as error:
+            return int(error.exit_code)  # the init says it
+    return int(ExitCode.DONE)
