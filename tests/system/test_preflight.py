@@ -166,6 +166,7 @@ def passing(address: Path, file: Path) -> Iterator[None]:
     listener.close()
 
 
+@needs("ip")
 def test_bound_to_the_pods_address(container: Make, store: Store) -> None:
     """A listener on the pod's own address is named with that address; one on every address is not."""
     code = """
@@ -184,6 +185,7 @@ while True:
     assert "10.9.8.7:8080" in error.message
 
 
+@needs("strace")
 def test_traced(container: Make, store: Store) -> None:
     """A process under a tracer is named with the tracer."""
     source = cycle.start(container, python(""))

@@ -45,6 +45,12 @@ class Adopted:
     bytes: int = 0
 
 
+def is_blob(path: str) -> bool:
+    """Return whether a file of a checkpoint holds GPU memory of a pool, which compares every block when it is loaded."""
+    parts = path.split("/")
+    return len(parts) == 4 and parts[0] == GPU and parts[2] == BLOBS and BLOB.fullmatch(parts[3]) is not None
+
+
 def adopt(store: int, identity: str, staging: int, pids: Collection[NsPid]) -> Adopted:
     """Take the pools of the given processes into ``gpu/`` of the directory `staging`.
 

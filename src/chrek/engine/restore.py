@@ -32,6 +32,7 @@ from chrek.artifact import Level
 from chrek.criu import credentials
 from chrek.criu.bundle import Bundle
 from chrek.criu.process import Criu, CriuFailed, Settings
+from chrek.cuda import handover
 from chrek.engine import compatibility, gpu, streams
 from chrek.engine.container import Container
 from chrek.engine.grown import Cut, written
@@ -226,7 +227,9 @@ class _Work:
 def _compare(request: Request, container: Container, checkpoint: Checkpoint, work: _Work) -> tuple[list[str], set[int]]:
     """Refuse what does not fit; return warnings, and the capabilities in the images' bounding sets."""
     bulk = {file.path for file in work.index.files}
-    # Pages are compared as they are put back: reading them twice would double the time of a restore.
+    # Pages are compared as they are put back, and pools' blocks when they are on the GPU: reading them twice would
+    # double the time of a restore.
+    bulk.update(path for path in checkpoint.manifest.files if handover.is_blob(path))
     level = Level(request.verify.value)
     checkpoint.verify(level, workers=request.workers, unread=bulk).require_ok(checkpoint.id)
     warnings = compatibility.check(checkpoint.manifest, container, allow=request.allow)
