@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from chrek.engine import contents
+from chrek.engine.export import export_checkpoint
+from chrek.errors import Refused
+from chrek.store import Staging, Store, delete, open_checkpoint, write_file
 from chrekcli import Running, chrek, chrek_json, python
 from containers import needs
 
@@ -13,7 +20,7 @@ pytestmark = needs("root", "criu")
 
 APP = """
     import mmap, os, socket, threading, time
-    memory = bytearray(os.urandom(1 << 20)) * 20
+    memory = bytearray(os.urandom(1 << 20)) * 3
     shared = mmap.mmap(-1, 3 << 20)
     shared.write(os.urandom(3 << 20))
     listening = socket.create_server(("127.0.0.1", 0))
@@ -64,12 +71,54 @@ def test_json_has_the_same(checkpoint: tuple[Path, str]) -> None:
     root, child = found["processes"]
     assert child["ppid"] == root["pid"]
     kinds = {part["kind"]: part for part in found["memory"]["kinds"] if part["pid"] == root["pid"]}
-    assert kinds["private anonymous"]["stored_bytes"] >= 20 << 20
+    assert kinds["private anonymous"]["stored_bytes"] >= 3 << 20
     assert kinds["shared memory"]["mapped_bytes"] == 3 << 20
     assert sum(part["stored_bytes"] for part in found["memory"]["kinds"] if part["kind"] == "shared memory") == 3 << 20
     assert kinds["private file"]["mapped_bytes"] > kinds["private file"]["stored_bytes"]
     assert {"preflight", "dump", "frozen", "finish"} <= set(found["phases"])
     assert 0 < found["frozen_seconds"] <= found["phases"]["dump"]
+
+
+def republish(store: Store, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Publish checkpoint ``x`` again as ``y``, one file changed, with digests that are right."""
+    with open_checkpoint(store, "x") as whole, Staging.create(store, "y") as staging:
+        for path in whole.manifest.files:
+            folder, _, last = path.rpartition("/")
+            data = whole.read(path)
+            directory = staging.make_directory(folder) if folder else os.dup(staging.fd)
+            try:
+                write_file(directory, last, change(data) if path == name else data)
+            finally:
+                os.close(directory)
+        files = staging.digest(workers=2)
+        staging.publish(dataclasses.replace(whole.manifest, checkpoint_id="y", files=files))
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "noise": lambda data: data[:8] + bytes((byte * 37 + at) % 256 for at, byte in enumerate(data[8:])),
+    "flipped": lambda data: bytes(byte ^ (16 if at % 23 == 9 else 0) for at, byte in enumerate(data)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_nonsense_with_right_digests(checkpoint: tuple[Path, str], tmp_path: Path, kind: str) -> None:
+    """Images that make no sense although their digests are right are refused or shown, never a crash."""
+    refused = 0
+    with Store.open(checkpoint[0]) as store:
+        with open_checkpoint(store, "x") as whole:
+            images = [path for path in whole.manifest.files if path.startswith("images/") and "/pages-" not in path]
+        for number, path in enumerate([*images, "memory/index"]):
+            republish(store, path, DAMAGES[kind])
+            with open_checkpoint(store, "y") as broken:
+                for use in (contents.read, lambda c, n=number: export_checkpoint(c, str(tmp_path / f"{n}"))):
+                    try:
+                        use(broken)
+                    except Refused:
+                        refused += 1
+        delete(store, "y")
+    assert refused
 
 
 def test_one_that_is_not_there(checkpoint: tuple[Path, str]) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from chrek.artifact import Level
 from chrek.criu import pagemaps
 from chrek.criu.images import Image, matching, read_all
 from chrek.criu.messages import FdInfo, InetSocket, PagemapEntry, RegularFile
 from chrek.criu.messages import Memory as MemoryImage
-from chrek.criu.protobuf import RAW, UINT, Message, field, nested
+from chrek.system.protobuf import RAW, UINT, Message, WireError, field, nested
 from chrek.errors import Reason, Refused
 from chrek.memory.index import INDEX_NAME, SKIPPED, Index
 from chrek.memory.shard import read_index
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from chrek.system.ids import NsPid
 
 PAGE = 4096
+
+DAMAGE = (WireError, ValueError, IndexError, StopIteration)
+"""What the decoders of images raise for entries that are missing or of another form."""
 
 _KINDS = (
     (1 << 3, "vdso"),
@@ -118,11 +122,19 @@ class Contents:
 
 
 def read(checkpoint: Checkpoint) -> Contents:
-    """Read what a checkpoint holds.
+    """Read what a checkpoint holds; the digests of all that is looked at are compared first.
 
     Raises:
         Refused: ``CORRUPT``.
     """
+    checkpoint.verify(Level.OFF).require_ok(checkpoint.id)
+    try:
+        return _read(checkpoint)
+    except DAMAGE as error:  # the digests are right: whoever wrote this wrote nonsense
+        raise Refused(Reason.CORRUPT, f"The images of checkpoint {checkpoint.id} make no sense: {error!r}.") from error
+
+
+def _read(checkpoint: Checkpoint) -> Contents:
     with ExitStack() as stack:
         directories = []
         for name in ("images", "memory"):

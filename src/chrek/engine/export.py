@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from chrek.artifact import Level
 from chrek.criu import export, pagemaps
+from chrek.engine.contents import DAMAGE
 from chrek.errors import ChrekError, Reason, Refused
 from chrek.memory.index import INDEX_NAME, SKIPPED
 from chrek.memory.shard import Folders, read_index
@@ -54,10 +55,11 @@ def export_checkpoint(
     try:
         with ExitStack() as stack:
             return _export(checkpoint, target, stack, tell)
+    except DAMAGE as error:
+        _clear(target, made=made)
+        raise Refused(Reason.CORRUPT, f"The images of checkpoint {checkpoint.id} make no sense: {error!r}.") from error
     except BaseException as error:
-        _remove_contents(target)
-        if made:
-            os.rmdir(target)
+        _clear(target, made=made)
         if isinstance(error, OSError):
             reason = Reason.NO_SPACE if error.errno in {28, 122} else Reason.WRITE_FAILED
             message = f"Exporting to {target}: {error.strerror}."
@@ -82,10 +84,13 @@ def _make_directory(target: str) -> bool:
     return True
 
 
-def _remove_contents(target: str) -> None:
+def _clear(target: str, *, made: bool) -> None:
+    """Remove what was written, and the directory if it was made for it."""
     for name in os.listdir(target):
         path = f"{target}/{name}"
         shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+    if made:
+        os.rmdir(target)
 
 
 def _export(checkpoint: Checkpoint, target: str, stack: ExitStack, tell: Listener) -> Exported:
