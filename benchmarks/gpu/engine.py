@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
-from core_bench.place import INIT, NAMESPACES, SOURCE_PID, TARGET_PID, Place, enter_private_mounts
+from core_bench.place import INIT, NAMESPACES, SOURCE_PID, TARGET_PID, Place, enter_private_mounts  # noqa: E402
 
 if TYPE_CHECKING:
     from chrek.system.ids import HostPid
@@ -74,7 +74,7 @@ class Application:
         since = time.time()
         with Place([*INIT, "--", *self.command], self.contract, SOURCE_PID) as place:
             said = self.event("ready", since, STARTING)
-            until(lambda: (self.home / "ready").exists(), 30, "the ready file")
+            until((self.home / "ready").exists, 30, "the ready file")
             yield place, said
 
     def event(self, name: str, since: float, seconds: float) -> Sample:
