@@ -5,7 +5,7 @@
     sudo python3 benchmarks/core.py --quick                10 and 250 MB, three rounds: one minute
     sudo python3 benchmarks/core.py --store tmpfs          checkpoints in memory: what the disk does not limit
 
-It needs root, a CRIU bundle (``CHREK_CRIU_BUNDLE``, or ``.venv/share/chrek/criu``), ``unshare`` and ``nsenter``, and
+On tmpfs the largest size needs 16 GB of memory. It needs root, a CRIU bundle (``CHREK_CRIU_BUNDLE``, or ``.venv/share/chrek/criu``), ``unshare`` and ``nsenter``, and
 no container runtime. Results go to ``benchmarks/results/core-CORES.json`` and ``.md``, the picture is made by
 ``benchmarks/bench.py`` where matplotlib can be had.
 """
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +48,7 @@ def main() -> int:
         print("core.py: CRIU needs root", file=sys.stderr)
         return 1
     place.enter_private_mounts()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     bundle = Path(os.environ.setdefault("CHREK_CRIU_BUNDLE", str(_bundle())))
     with tempfile.TemporaryDirectory(prefix=".chrek-bench-", dir=arguments.directory) as name:
         scratch = Path(name)
@@ -58,13 +61,8 @@ def main() -> int:
             results = _measure(arguments, scratch, bundle)
         finally:
             if arguments.store == "tmpfs":
-                os.system(f"umount {scratch}")
-    RESULTS.mkdir(exist_ok=True)
-    name = arguments.name or f"core-{results['machine']['cores']}"
-    target = RESULTS / f"{name}.json"
-    report.write(results, target)
+                subprocess.run(["umount", str(scratch)], check=False)
     print(report.table(results))
-    print(f"core.py: written to {target}")
     return 0
 
 
@@ -74,12 +72,16 @@ def _measure(arguments: argparse.Namespace, scratch: Path, bundle: Path) -> dict
     chrek = ChReK(scratch / "store")
     wanted = arguments.sizes.split(",") if arguments.sizes else [size.name for size in SIZES]
     began = time.monotonic()
-    measured = []
+    results: dict[str, Any] = {"machine": _machine(scratch, stock), "rounds": arguments.rounds, "sizes": []}
+    RESULTS.mkdir(exist_ok=True)
+    target = RESULTS / f"{arguments.name or f'core-{len(os.sched_getaffinity(0))}'}.json"
     for size in SIZES:
         if size.name in wanted:
             samples = measure(size, stock=stock, chrek=chrek, scratch=scratch, rounds=arguments.rounds, say=_say(began))
-            measured.append(asdict(samples))
-    return {"machine": _machine(scratch, stock), "rounds": arguments.rounds, "sizes": measured}
+            results["sizes"].append(asdict(samples))
+            report.write(results, target)
+    print(f"core.py: written to {target}")
+    return results
 
 
 def _machine(scratch: Path, stock: Stock) -> dict[str, Any]:

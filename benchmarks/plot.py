@@ -1,94 +1,68 @@
-"""Draw the results of ``core.py``: capture, frozen and restore time beside stock CRIU's, as a PNG.
-
-``python benchmarks/plot.py RESULTS.json`` writes RESULTS.png. It needs matplotlib, which `make bench` installs.
-"""
+"""The results of ``core.py`` as a picture; ``plot.py RESULTS.json`` writes RESULTS.png. It needs matplotlib."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
+from core_bench.report import middle
 
-CAPTURES = {"stock": "stock CRIU", "lazy": "ChReK, lazy dump", "plain": "ChReK, plain dump"}
-RESTORES = {
-    "stock": "stock CRIU, verifies nothing",
-    "lazy full": "ChReK lazy, verify=full",
-    "lazy off": "ChReK lazy, verify=off",
-    "plain full": "ChReK plain, verify=full",
-    "plain off": "ChReK plain, verify=off",
-}
-COLOURS = ("#9aa5b1", "#4f7cac", "#7fb069", "#264653", "#2a9d8f")
-
-
-def middle(samples: list[dict[str, Any]], *keys: str) -> float:
-    """Return the median of the first of `keys` that a sample has."""
-    return statistics.median(next(float(sample[key]) for key in keys if key in sample) for sample in samples)
-
-
-def bars(axes: Any, names: list[str], rows: dict[str, list[float]], title: str) -> None:  # noqa: ANN401
-    """Draw one group of bars a size, one bar a contender."""
-    width = 0.8 / len(rows)
-    for number, (label, values) in enumerate(rows.items()):
-        places = [place + number * width for place in range(len(names))]
-        axes.bar(places, values, width=width, label=label, color=COLOURS[number])
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names, fontsize=8)
-    axes.set_ylabel("seconds")
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=7)
-    axes.grid(axis="y", alpha=0.3)
+INK, QUIET = "#222222", "#888888"
+STOCK, LAZY, PLAIN, OFF = "#9a9a9a", "#1f5f99", "#7fb0d8", "#54a06b"
+PANELS = (
+    ("Capture", "captures", "seconds", (("stock", "stock", STOCK), ("lazy", "ChReK lazy", LAZY), ("plain", "ChReK plain", PLAIN))),
+    ("Frozen", "captures", "outside", (("stock", "stock", STOCK), ("lazy", "ChReK lazy", LAZY), ("plain", "ChReK plain", PLAIN))),
+    (
+        "Restore to the first sign of life",
+        "restores",
+        "seconds",
+        (("stock", "stock, no check", STOCK), ("lazy full", "ChReK, verify=full", LAZY), ("lazy off", "ChReK, verify=off", OFF)),
+    ),
+)
 
 
 def draw(results: dict[str, Any], target: Path) -> None:
     """Write the picture."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     sizes = results["sizes"]
-    names = [size["size"]["name"] for size in sizes]
-    figure, (capture, frozen, restore) = plt.subplots(1, 3, figsize=(15, 4.4))
-    bars(
-        capture,
-        names,
-        {label: [middle(size["captures"][kind], "seconds") for size in sizes] for kind, label in CAPTURES.items()},
-        "capture, whole command (ChReK's is digested and on disk)",
-    )
-    bars(
-        frozen,
-        names,
-        {
-            label: [middle(size["captures"][kind], "outside", "frozen") for size in sizes]
-            for kind, label in CAPTURES.items()
-        },
-        "application frozen",
-    )
-    bars(
-        restore,
-        names,
-        {label: [middle(size["restores"][kind], "seconds") for size in sizes] for kind, label in RESTORES.items()},
-        "restore, to the first heartbeat",
-    )
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), constrained_layout=True)
+    for axis, (title, kind, key, bars) in zip(axes, PANELS, strict=True):
+        for place, (name, label, colour) in enumerate(bars):
+            values = [_value(size[kind][name], key) for size in sizes]
+            at = [number + (place - 1) * 0.27 for number in range(len(sizes))]
+            drawn = axis.bar(at, values, 0.25, color=colour, label=label)
+            axis.bar_label(drawn, fmt=lambda value: f"{value:.2g}", fontsize=7, color=INK, padding=1)
+        axis.set_title(title, loc="left", color=INK)
+        axis.set_yscale("log")
+        axis.set_ylabel("seconds (log scale)", color=QUIET)
+        axis.set_xticks(range(len(sizes)), [size["size"]["name"].replace(" half", "\nhalf") for size in sizes], fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8, loc="upper left")
+        axis.margins(y=0.25)
     machine = results["machine"]
-    figure.suptitle(
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB; Linux {machine['kernel']}; "
-        f"CRIU {machine['criu']}; {machine['store']}; {machine['date']}; medians of {results['rounds']} interleaved runs",
-        fontsize=9,
+    figure.supxlabel(
+        f"{machine['processor']}, {machine['cores']} cores, Linux {machine['kernel']}, CRIU {machine['criu']},"
+        f" checkpoints on {machine['store']}, {machine['date']}; medians of {results['rounds']} interleaved runs;"
+        " commands as a whole, Python's start included",
+        fontsize=8,
+        color=QUIET,
     )
-    figure.tight_layout()
-    figure.savefig(target, dpi=110)
+    figure.savefig(target, dpi=130)
 
 
-def main() -> int:
-    """Draw each file that is named."""
-    for name in sys.argv[1:]:
-        path = Path(name)
-        draw(json.loads(path.read_text()), path.with_suffix(".png"))
-        print(f"plot.py: written to {path.with_suffix('.png')}")
-    return 0
+def _value(samples: list[dict[str, Any]], key: str) -> float:
+    return middle(samples, "frozen" if key == "outside" and "outside" not in samples[0] else key)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for source in map(Path, sys.argv[1:]):
+        draw(json.loads(source.read_text()), source.with_suffix(".png"))
+        print(f"plot.py: written to {source.with_suffix('.png')}")

@@ -43,12 +43,12 @@ def table(results: dict[str, Any]) -> str:
         "",
         "Restore: from the start of the command to the process's first heartbeat.",
         "",
-        "| memory | stock, verifies nothing | lazy, verify=full | lazy, verify=off | plain, verify=full |",
-        "|---|---|---|---|---|",
+        "| memory | stock, verifies nothing | ChReK, verify=full | ChReK, verify=off |",
+        "|---|---|---|---|",
     ]
     for size in results["sizes"]:
         stock = middle(size["restores"]["stock"], "seconds")
-        kinds = ("lazy full", "lazy off", "plain full")
+        kinds = ("lazy full", "lazy off")
         cells = [f"{stock:.3f}", *(_beside(middle(size["restores"][kind], "seconds"), stock) for kind in kinds)]
         lines.append(f"| {size['size']['name']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -15,7 +15,8 @@ from core_bench.contenders import ChReK, Stock
 from core_bench.place import INIT, SOURCE_PID, SOURCES, TARGET_PID, Place
 
 MODES = ("lazy", "plain")
-RESTORES = (("lazy", "full"), ("lazy", "off"), ("plain", "full"))
+RESTORES = (("lazy", "full"), ("lazy", "off"))
+"""A plain dump's checkpoint is filled by the same code from other files: measured once, it took the same time."""
 GUEST = Path(__file__).with_name("app.py")
 
 Sample = dict[str, Any]
