@@ -5,9 +5,9 @@
     sudo python3 benchmarks/core.py --quick                10 and 250 MB, three rounds: one minute
     sudo python3 benchmarks/core.py --store tmpfs          checkpoints in memory: what the disk does not limit
 
-On tmpfs the largest size needs 16 GB of memory. It needs root, a CRIU bundle (``CHREK_CRIU_BUNDLE``, or ``.venv/share/chrek/criu``), ``unshare`` and ``nsenter``, and
-no container runtime. Results go to ``benchmarks/results/core-CORES.json`` and ``.md``, the picture is made by
-``benchmarks/bench.py`` where matplotlib can be had.
+On tmpfs the largest size needs 16 GB of memory. It needs root, a CRIU bundle (``CHREK_CRIU_BUNDLE``, or
+``.venv/share/chrek/criu``), ``unshare`` and ``nsenter``, and no container runtime. Results go to
+``benchmarks/results/core-CORES.json`` and ``.md`` after each size; ``benchmarks/plot.py`` draws them.
 """
 
 from __future__ import annotations
