@@ -69,6 +69,10 @@ class Reason(Enum):
         "A checkpoint id is not 1 to 63 characters of A-Z a-z 0-9 . _ - starting with a letter or digit.",
         "Choose an id of that form; it becomes the name of a directory.",
     )
+    KNOB_REFUSED = (
+        "A tuning variable asks for something that cannot be had here.",
+        "Unset the variable that the message names.",
+    )
     NO_COMMAND = (
         "There is no application command to run.",
         "Give the command after --, or set args in the pod.",

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from chrek.criu.protobuf import Message, WireError
+from chrek.system.protobuf import Message, WireError
 from chrek.errors import Reason, Refused
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from chrek.criu.protobuf import BOOL, INT32, RAW, TEXT, UINT, ZIGZAG, Message, field, nested
+from chrek.system.protobuf import BOOL, INT32, RAW, TEXT, UINT, ZIGZAG, Message, field, nested
 
 # --- rpc.proto --------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from chrek.criu.messages import Answer, Notification, Request, RequestType
-from chrek.criu.protobuf import WireError
+from chrek.system.protobuf import WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

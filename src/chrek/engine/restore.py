@@ -147,13 +147,22 @@ def restore(request: Request, progress: Progress | None = None) -> Outcome:
     )
 
 
-def restore_inside(*, store: Path, checkpoint_id: str, pid1: HostPid, mailbox: Mailbox) -> None:
-    """Restore from inside a container, as a child of its init; settings come from the container's environment.
+def restore_inside(
+    *,
+    store: Path,
+    checkpoint_id: str,
+    pid1: HostPid,
+    mailbox: Mailbox,
+    verify: Verify,
+    allow: frozenset[Reason],
+    settings: Settings,
+    scratch: str,
+) -> None:
+    """Restore from inside a container, as a child of its init; the arguments are those of `Request`.
 
     Raises:
         ChrekError: as `restore`.
     """
-    environment = procfs.environment(pid1) or {}
     with Store.open(store) as opened:
         _move_away(opened, checkpoint_id)
         restore(
@@ -162,13 +171,10 @@ def restore_inside(*, store: Path, checkpoint_id: str, pid1: HostPid, mailbox: M
                 mailbox=mailbox,
                 store=opened,
                 checkpoint_id=checkpoint_id,
-                verify=Verify(environment.get("CHREK_VERIFY", "full").lower()),
-                allow=allowed(environment.get("CHREK_ALLOW", "")),
-                settings=Settings(
-                    timeout=int(environment.get("CRIU_TIMEOUT", "0")),
-                    log_level=int(environment.get("CRIU_LOG_LEVEL", "4")),
-                ),
-                scratch=environment.get("CRIU_WORK_DIR"),
+                verify=verify,
+                allow=allow,
+                settings=settings,
+                scratch=scratch,
             )
         )
 
@@ -190,15 +196,6 @@ def _move_away(store: Store, checkpoint_id: str) -> None:
     if os.fork():
         os._exit(0)
     os.setsid()  # an id stays taken as long as it names somebody's session
-
-
-def allowed(text: str) -> frozenset[Reason]:
-    """Read a comma list of reason codes.
-
-    Raises:
-        UsageError: ``BAD_VALUE``, when one is not a code.
-    """
-    return Reason.parse_list(text)
 
 
 @dataclass(frozen=True)

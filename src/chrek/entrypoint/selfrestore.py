@@ -10,7 +10,8 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from chrek.errors import ChrekError, ExitCode, Reason
+from chrek.entrypoint import environment
+from chrek.errors import ChrekError, ExitCode, Reason, Refused
 from chrek.system.ids import HostPid
 from chrek.system.mailbox import Mailbox
 
@@ -28,10 +29,23 @@ def main(store: str, checkpoint_id: str) -> int:
 
 def _restore(store: Path, checkpoint_id: str, init: HostPid, mailbox: Mailbox) -> int:
     # After the claim, which the init waits for.
+    from chrek.criu.process import Settings as CriuSettings  # noqa: PLC0415
     from chrek.engine.restore import restore_inside  # noqa: PLC0415
+    from chrek.memory.fill import Verify  # noqa: PLC0415
 
     try:
-        restore_inside(store=store, checkpoint_id=checkpoint_id, pid1=init, mailbox=mailbox)
+        settings = environment.parse(os.environ)
+        refuse_knobs(settings.criu)
+        restore_inside(
+            store=store,
+            checkpoint_id=checkpoint_id,
+            pid1=init,
+            mailbox=mailbox,
+            verify=Verify(settings.verify.value),
+            allow=frozenset(Reason[code] for code in settings.allow),
+            settings=CriuSettings(timeout=settings.criu.timeout, log_level=settings.criu.log_level),
+            scratch=settings.criu.work_dir,
+        )
     except ChrekError as error:
         mailbox.failed(error.reason, error.message)
         return int(error.exit_code)
@@ -39,6 +53,20 @@ def _restore(store: Path, checkpoint_id: str, init: HostPid, mailbox: Mailbox) -
         mailbox.failed(Reason.RESTORE_FAILED, f"The restoring program has a fault: {error!r}.")
         raise
     return int(ExitCode.DONE)
+
+
+def refuse_knobs(criu: environment.CriuSettings) -> None:
+    """Refuse what CRIU can do with its own images only; ``CRIU_SKIP_IN_FLIGHT`` has nothing left to skip here.
+
+    Raises:
+        Refused: ``KNOB_REFUSED``.
+    """
+    if criu.lazy_pages:
+        message = "CRIU_LAZY_PAGES needs a classic CRIU image, and this checkpoint keeps its pages in shards."
+        raise Refused(Reason.KNOB_REFUSED, message, cure="Unset it; `chrek export` makes a classic image.")
+    if criu.auto_dedup:
+        message = "CRIU_AUTO_DEDUP writes into the images it reads, and a restore writes nothing into a checkpoint."
+        raise Refused(Reason.KNOB_REFUSED, message, cure="Unset it; `chrek export` makes images that are yours to change.")
 
 
 if __name__ == "__main__":
