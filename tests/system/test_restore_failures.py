@@ -64,6 +64,20 @@ def test_killed_at_every_step(container: Make, captured: Store) -> None:
         copy.delete()
 
 
+def test_killed_with_a_volume_filled(container: Make, store: Store) -> None:
+    """What a killed restore had unpacked into the container's own volumes is gone before the cold start."""
+    volume = Mount.tmpfs("/var/log")
+    source = cycle.start(container, cycle.app("files"), mounts=[volume])
+    cycle.capture(source, store)
+    source.delete()
+    copy = cycle.waiting(container, cycle.app("beat"), mounts=[volume])
+    argv = [sys.executable, str(RESTORER), str(copy.pid1), store.path, "one", "phase:criu"]
+    assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
+    copy.wait_for("chrek: start=cold")
+    assert list((copy.root / "var/log").iterdir()) == []
+    assert list((copy.root / "dev/shm").iterdir()) == []
+
+
 def test_told_to_end_while_restoring(container: Make, captured: Store) -> None:
     """SIGTERM to the container in the middle of a restore ends it with 143; nothing of the tree is left."""
     copy = cycle.waiting(container, APP)

@@ -7,6 +7,7 @@ import time
 
 from chrek.entrypoint.supervise import WALL
 from chrek.errors import ChrekError, Reason, RestoreFailed
+from chrek.system.ids import HostPid
 
 _SIGKILL = 9
 _LIMIT = 10.0
@@ -34,7 +35,7 @@ def kill_all() -> list[int]:
 
 
 def undo_files() -> None:
-    """Undo what an interrupted restore changed in the root file system.
+    """Undo what an interrupted restore changed in the root file system and in the container's own volumes.
 
     Done in a process of its own, which alone pays for the modules. Raise `RestoreFailed` with
     ``UNDO_IMPOSSIBLE``: then a cold start would run on the checkpoint's files.
@@ -55,12 +56,15 @@ def undo_files() -> None:
 
 def _undo(report: int) -> int:
     try:
-        from chrek.rootfs.journal import Journal  # noqa: PLC0415 - only in this process
+        # Only in this process.
+        from chrek.engine.container import Container  # noqa: PLC0415
+        from chrek.rootfs.journal import Journal  # noqa: PLC0415
 
-        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        journal = Journal.find(root)
-        if journal is not None:
-            journal.undo()
+        for place in ("/", *(path for path, _ in Container(HostPid(os.getppid())).volumes())):
+            directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            journal = Journal.find(directory)
+            if journal is not None:
+                journal.undo()
     except (ChrekError, OSError) as error:
         os.write(report, os.fsencode(str(error))[:4000])
         return 1
