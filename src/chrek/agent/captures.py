@@ -72,6 +72,8 @@ class Captures:
         self.slots = Slots(node=node.config.captures_per_node, gpu=node.config.captures_per_gpu)
         self._lock = threading.Lock()
         self._stops: dict[str, work.Stop] = {}
+        # Only so that the API server's word of what was just written need not be waited for.
+        self._concluded: set[str] = set()
         self._attempts: dict[str, int] = {}
 
     def stop(self, why: str, uid: str | None = None) -> None:
@@ -84,6 +86,8 @@ class Captures:
         """Undo and forget what concerns a pod that is gone or going."""
         self.stop("the pod is being deleted", pod.uid)
         self.slots.forget(pod.uid)
+        for each in pod.containers:
+            self._attempts.pop(plain_id(each.id), None)
 
     def look(self, pod: Pod, chosen: PodContainer) -> float | None:
         """Do what is due for a pod; return in how many seconds to look again, None: when it changes.
@@ -92,7 +96,7 @@ class Captures:
             ApiFailed: the API server did not take what had to be said; look again.
             ChrekError: RUNTIME_UNREACHABLE.
         """
-        if not chosen.running or _concluded(pod, chosen):
+        if not chosen.running or _concluded(pod, chosen) or plain_id(chosen.id) in self._concluded:
             return None
         try:
             runtime = self._node.runtime.container(chosen.id)
@@ -281,6 +285,7 @@ class Captures:
         except ApiFailed as error:
             if error.status not in (404, 422):  # the pod is gone: nobody is left to be told
                 raise
+        self._concluded.add(case.runtime.id)
 
 
 SHUTDOWN: Final = "the agent ends"
@@ -299,7 +304,12 @@ class suppress_not_found(suppress):  # noqa: N801 - a context manager, used like
 def _concluded(pod: Pod, chosen: PodContainer) -> bool:
     """Whether the annotation says what came of this very container."""
     _, separator, container = pod.annotations.get(names.RESULT_ANNOTATION, "").rpartition(" container=")
-    return bool(separator) and chosen.id.rpartition("://")[2].startswith(container)
+    return bool(separator) and plain_id(chosen.id).startswith(container)
+
+
+def plain_id(container_id: str) -> str:
+    """Return a container's id without the runtime's name before it."""
+    return container_id.rpartition("://")[2]
 
 
 def _is_ready(case: _Case) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from chrek.criu.bundle import VARIABLE, Bundle
 from chrek.errors import CaptureFailed, ChrekError, ExitCode, Reason, Refused, RestoreFailed, UsageError
 
 _PROGRAM: Final = Path(__file__).with_name("worker.py")
@@ -69,6 +71,8 @@ def run(request: Mapping[str, object], *, stop: Stop, on_phase: Callable[[str], 
         [sys.executable, "-I", "-S", str(_PROGRAM)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        # A bare interpreter knows no installation prefix to look for CRIU below.
+        env={**os.environ, VARIABLE: str(Bundle.find().path)},
         # Its traceback, should there be one, belongs into the agent's log.
         stderr=None,
         start_new_session=True,

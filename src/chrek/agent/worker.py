@@ -27,7 +27,9 @@ from chrek.system.ids import HostPid
 
 def main() -> int:
     """Do what standard input asks for; return an exit code."""
-    request = json.loads(sys.stdin.buffer.readline())
+    # Unbuffered: a thread that waits inside a buffered reader keeps the interpreter from ending.
+    with open(0, "rb", buffering=0, closefd=False) as file:
+        request = json.loads(file.readline())
     # What else prints must not come between the lines.
     lines = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -56,14 +58,16 @@ def _progress(request: dict[str, Any], say: Any) -> Progress:  # noqa: ANN401 - 
         progress.cancel.set()
 
     def until_the_agent_is_gone() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):
+            pass
         progress.cancel.set()
 
     if request["verb"] == "capture":
         signal.signal(signal.SIGTERM, cancel)
         threading.Thread(target=until_the_agent_is_gone, daemon=True).start()
     else:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # A handler that does nothing, not SIG_IGN: that would be inherited, and CRIU ends its helpers by SIGTERM.
+        signal.signal(signal.SIGTERM, lambda *_: None)
     return progress
 
 

@@ -20,6 +20,7 @@ VERBS = {
     "pin": "Keep checkpoints from garbage collection.",
     "unpin": "Let garbage collection have checkpoints again.",
     "export": "Write a checkpoint as an image directory for plain CRIU.",
+    "agent": "Capture and restore the pods of this Kubernetes node.",
     "doctor": "Say what this machine has and lacks.",
     "completion": "Print the completion script of a shell.",
 }
