@@ -43,7 +43,13 @@ FROM builder AS agent-packages
 COPY pyproject.toml ./
 RUN python3 -c 'import tomllib; e = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print("\n".join(e["agent"] + e["cli"]))' > wanted \
     && python3 -m pip install -q --no-cache-dir --root-user-action ignore --target /site-packages -r wanted \
-    && find /site-packages -name tests -type d -prune -exec rm -rf {} +
+    && find /site-packages -name tests -type d -prune -exec rm -rf {} + \
+    # The client for asyncio is the whole client again.
+    && rm -rf /site-packages/kubernetes/aio \
+    # What its compiled modules need; the loader of the bundle finds it beside Python's own.
+    && mkdir /native \
+    && find /site-packages -name '*.so*' -exec ldd {} + | awk '$2 == "=>" && $3 ~ "^/(usr/)?lib/" { print $3 }' | sort -u \
+        | xargs cp -L -t /native
 
 FROM scratch AS agent
 ARG VERSION=0.1.0
@@ -55,6 +61,7 @@ LABEL org.opencontainers.image.title="chrek-agent" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=bundle /opt/chrek /opt/chrek
 COPY --from=agent-packages /site-packages /opt/chrek/lib/site-packages
+COPY --from=agent-packages /native /opt/chrek/lib/native
 COPY deploy/image/chrek /usr/local/bin/chrek
 ENV PATH=/usr/local/bin:/opt/chrek/bin
 ENTRYPOINT ["/usr/local/bin/chrek"]

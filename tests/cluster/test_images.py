@@ -90,7 +90,7 @@ def test_image_with_nothing_but_the_application(workspace: Workspace, builder: B
     enabled = enable(builder, PAUSE_IMAGE)
     workspace.apply(image_pod("bare", enabled))
     workspace.ready("bare")
-    assert "chrek: start=cold" in workspace.logs("bare")
+    workspace.wait_log("bare", "chrek: start=cold")
     shell = workspace.exec("bare", "/opt/chrek/bin/sh", "-c", "for p in /proc/[0-9]*; do cat $p/comm; done").output
     assert "pause" in shell.split()
 

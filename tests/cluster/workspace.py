@@ -137,6 +137,21 @@ class Workspace:
         """What a container has written so far."""
         return str(self.core.read_namespaced_pod_log(name, self.namespace, container=container))
 
+    def wait_log(self, name: str, words: str, *, container: str = "main", seconds: float = 60) -> str:
+        """Follow a container's log until a line has these words; gives the line."""
+        lines = kubernetes.watch.Watch().stream(
+            self.core.read_namespaced_pod_log,
+            name,
+            self.namespace,
+            container=container,
+            _request_timeout=(5, seconds),
+        )
+        with contextlib.closing(lines):
+            for line in lines:
+                if words in line:
+                    return str(line)
+        raise AssertionError(f"container {container} of pod {name} ended without saying {words!r}")
+
     def exec(self, name: str, *command: str, container: str = "main") -> Result:
         """Run a command in a container, as `kubectl exec` does."""
         connection = _stream(
