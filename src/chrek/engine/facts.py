@@ -78,7 +78,7 @@ def application(container: Container, tree: list[HostPid], gpu_processes: tuple[
         ready_file=environment.get("DYN_CHECKPOINT_READY_FILE"),
         signal_file=environment.get("DYN_CHECKPOINT_SIGNAL_FILE"),
         marker_file=marker_path(procfs.environment(tree[0]) or {}),
-        environment=environment_digest(procfs.environment(tree[0]) or {}),
+        environment=environment_digest(container.environment),
         gpu_processes=gpu_processes,
     )
 
