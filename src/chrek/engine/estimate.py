@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from chrek.engine.container import closing_fd
 from chrek.errors import Reason, Refused
+from chrek.memory.crew import default_workers
 from chrek.rootfs import fd as fds
 from chrek.rootfs.overlay import container_overlay
 from chrek.system import procfs
@@ -24,8 +25,10 @@ PIPE_BYTES = 1 << 20
 SPARE_DESCRIPTORS = 2048
 """What CRIU and its pages of other kinds need besides; fragmented memory fills pipes less than fully."""
 
-PIPE_SLAB = 0.017
-"""Kernel memory a lazy dump takes for its pipes, as a share of the memory dumped (40 bytes a page, measured)."""
+DIGEST_CORES = 4
+"""With more cores than this pages are digested during the copy. On two (EPYC, 4 GB of random memory, ext4) that would keep
+the application frozen 0.3 s a GB longer, and save 0.03 s of the whole: reading the pages back. With many cores both are
+small, and a pass over the files is one that can fail."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def estimate(
     if mode == "lazy" and private > possible:
         message = f"A lazy dump of {private} bytes needs more open files than allowed: {possible} bytes at most."
         raise Refused(Reason.NOT_SUPPORTED_HERE, message, cure="Raise the hard limit of open files, or dump plainly.")
+    # At every size the better one: 4 GB frozen 3.7 s against 5.2 s, in all 6.5 s against 8.9 s (2-core EPYC, ext4).
     lazy = mode == "lazy" or (mode == "auto" and private <= possible)
     files = _files(subject, volumes)
     return Estimate(
@@ -72,7 +76,7 @@ def estimate(
         largest_file=max(files, private if not lazy else private // 4),
         resident=total,
         mode="lazy" if lazy else "plain",
-        digest_now=(os.cpu_count() or 1) > 4,
+        digest_now=default_workers() > DIGEST_CORES,
     )
 
 
