@@ -92,13 +92,15 @@ def _build(layout: Layout) -> int:
     return 0
 
 
-def _setup(_layout: Layout) -> int:
+def _setup(layout: Layout) -> int:
     absent = needs.packages()
     if absent:
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         subprocess.run(["apt-get", "update", "-qq"], env=environment, check=True)
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *absent]
         subprocess.run(install, env=environment, check=True, stdout=subprocess.DEVNULL)
+    for sentence in needs.missing(layout):
+        _say(f"cluster: no test cluster on this machine, its tests will be skipped: {sentence}")
     return 0
 
 
