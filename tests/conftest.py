@@ -22,6 +22,16 @@ def _plain_environment() -> None:
             del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Give every test the environment that the first one had, whatever the code under test sets in it."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """Remove a test's files at its end: some tests make trees deeper than pytest's own clean-up can walk."""

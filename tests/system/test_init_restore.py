@@ -322,6 +322,8 @@ def test_an_engine_that_hangs_is_given_up_and_cannot_come_back() -> None:
 def test_the_log_of_criu_is_written_by_the_init() -> None:
     """What the engine sends of CRIU's log lies in /tmp/criu-restore.log of the container."""
     before = "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None); open('/tmp/criu-restore.log', 'w').write('an old one')"
+    if __file__.startswith("/tmp/"):
+        pytest.skip("needs a checkout outside of /tmp, which this test hides")
     command = (*INIT, "sh", "-c", "wc -c < /tmp/criu-restore.log")
     with Contained(command, env=ENV, before=before) as init:
         waiting(init)
