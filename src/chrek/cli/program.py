@@ -21,6 +21,7 @@ VERBS = {
     "unpin": "Let garbage collection have checkpoints again.",
     "export": "Write a checkpoint as an image directory for plain CRIU.",
     "agent": "Capture and restore the pods of this Kubernetes node.",
+    "install": "Copy the bundle into a volume, for containers of unmodified images.",
     "doctor": "Say what this machine has and lacks.",
     "completion": "Print the completion script of a shell.",
 }
