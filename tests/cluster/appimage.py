@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cluster.builder import Builder
 from cluster.kube import Cluster
 from cluster.kube.images import pack
 from cluster.kube.layout import CHECKOUT
@@ -19,6 +20,7 @@ APPS = Path(__file__).with_name("apps")
 PYTHON = Path(sys.prefix) / "share/chrek/criu"
 NAME = "localhost/chrek-test-app"
 PLAIN = "localhost/chrek-test-plain"
+AGENT = "localhost/chrek-agent:0.1.0"
 COMMAND = ["/usr/local/bin/smart-entrypoint.sh", "python3", "/app/server.py"]
 
 
@@ -41,6 +43,17 @@ def app_image(cluster: Cluster) -> str:
 def plain_image(cluster: Cluster) -> str:
     """Return the name of an image with the same server that knows nothing of ChReK; it is on the node."""
     return _on_node(cluster, PLAIN, bundle=False, command=["python3", "/app/server.py"])
+
+
+@functools.cache
+def agent_image(cluster: Cluster) -> str:
+    """Return the name of the agent's own image, built from the Dockerfile; it is on the node."""
+    builder = Builder(cluster)
+    builder.make_debian()
+    done = builder.build("--target", "agent", "--tag", AGENT)
+    assert done.status == 0, done.output[-3000:]
+    builder.load(AGENT)
+    return AGENT
 
 
 def _on_node(cluster: Cluster, name: str, *, bundle: bool, command: list[str]) -> str:

@@ -1,0 +1,179 @@
+"""The agent restores pods that have no privilege, no volume and no CRIU of their own; one checkpoint serves all tests here."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chrek.system import procfs
+from cluster import flow
+from cluster.agents import Agent
+from cluster.appimage import agent_image, app_image, plain_image
+from cluster.kube import Cluster
+from cluster.workspace import Manifest, Workspace
+
+NOTHING = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A namespace with an agent and a checkpoint ``one``, whose server had that token."""
+
+    workspace: Workspace
+    agent: Agent
+    image: str
+    token: str
+
+    def restored(self, name: str, checkpoint_id: str = "one", **container: Any) -> Manifest:  # noqa: ANN401 - JSON
+        """A pod to be restored."""
+        return flow.restored(name, checkpoint_id, image=self.image, **container)
+
+    def start(self, manifest: Manifest) -> str:
+        """Apply a pod, wait until it serves; return how it started."""
+        name: str = manifest["metadata"]["name"]
+        self.workspace.apply(manifest)
+        self.workspace.ready(name)
+        return flow.wait_annotation(self.workspace, name, flow.START)
+
+    def ask(self, name: str, path: str = "/") -> dict[str, Any]:
+        """Ask a pod's server."""
+        return flow.ask(self.workspace.core.read_namespaced_pod(name, self.workspace.namespace), path)
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """One capture of an unprivileged pod, for all."""
+    namespace = f"agent-{os.getpid()}"
+    with Workspace.make(cluster, namespace) as workspace:
+        # Privileged pods and volumes of the host are refused by the API server here.
+        labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}}
+        workspace.core.patch_namespace(namespace, labels)
+        with Agent(workspace, tmp_path_factory.mktemp("agent")) as agent:
+            image = app_image(cluster)
+            workspace.apply(flow.job("source", "one", image=image, securityContext=NOTHING))
+            result = flow.wait_annotation(workspace, "source", flow.RESULT)
+            assert result.startswith("created "), flow.wait_event(workspace, "source", "CheckpointFailed", seconds=5)
+            assert workspace.ended("source").status.phase == "Succeeded"
+            yield Place(workspace, agent, image, flow.token(workspace.logs("source")))
+
+
+def test_pod_without_any_capability_is_restored(place: Place) -> None:
+    """It serves the captured model under its own name, and has no capability, a filter and no new privileges."""
+    start = place.start(place.restored("bare", securityContext=NOTHING))
+    assert start.startswith("restored seconds="), place.workspace.logs("bare")
+    answer = place.ask("bare")
+    assert (answer["token"], answer["host"]) == (place.token, "bare")
+    assert flow.events(place.workspace, "bare") == ["Restored"]
+    inside = place.workspace.exec("bare", "cat", f"/proc/{answer['pid']}/status").output
+    fields = dict(line.split(":\t", 1) for line in inside.splitlines())
+    assert {name: int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == dict.fromkeys(
+        ("CapEff", "CapPrm", "CapBnd"), 0
+    )
+    assert (fields["Seccomp"], fields["NoNewPrivs"]) == ("2", "1")
+    groups = [place.workspace.exec("bare", "cat", f"/proc/{pid}/cgroup").output for pid in (1, answer["pid"])]
+    assert groups[0] == groups[1]
+
+
+def test_exit_status_goes_through_the_kubelet(place: Place) -> None:
+    """A restored application's own exit status is the container's."""
+    place.start(place.restored("exits"))
+    with pytest.raises((OSError, http.client.HTTPException)):
+        place.ask("exits", "/exit")
+    ended = place.workspace.ended("exits")
+    assert ended.status.container_statuses[0].state.terminated.exit_code == 3
+
+
+def test_restored_pod_is_captured_and_restored_again(place: Place) -> None:
+    """A restored pod that asks for a checkpoint of another id gets one, and a third pod runs from that."""
+    again = place.restored("second")
+    again["metadata"]["labels"] |= {"nvidia.com/checkpoint-source": "true", "nvidia.com/checkpoint-hash": "two"}
+    assert place.start(again).startswith("restored ")
+    assert flow.wait_annotation(place.workspace, "second", flow.RESULT).startswith("created ")
+    assert place.ask("second")["token"] == place.token
+    assert place.start(place.restored("third", "two")).startswith("restored ")
+    assert place.ask("third")["token"] == place.token
+
+
+def test_no_checkpoint_starts_cold_at_once(place: Place) -> None:
+    """Where there is no checkpoint the agent says so, and the pod does not wait for its deadline."""
+    start = place.start(place.restored("none", "absent"))
+    how, _, seconds = start.partition(" seconds=")
+    assert how == "cold/NOT_FOUND"
+    assert float(seconds) < 15
+    assert flow.events(place.workspace, "none") == ["StartedCold"]
+
+
+def test_less_memory_is_refused_and_starts_cold(place: Place) -> None:
+    """A container with less memory than the application had is not restored, and everybody is told."""
+    small = place.restored("small", resources={"limits": {"memory": "32Mi"}})
+    small["spec"]["containers"][0]["env"].append({"name": "MODEL_MB", "value": "1"})
+    assert place.start(small).startswith("cold/MEMORY_LIMIT ")
+    assert place.ask("small")["token"] != place.token
+    assert flow.events(place.workspace, "small") == ["RestoreRefused", "StartedCold"]
+
+
+def test_unmodified_image_with_the_bundle_from_an_init_container(place: Place) -> None:
+    """No rebuild: an init container copies the bundle into an emptyDir and the command is prefixed."""
+    image, agent = plain_image(place.workspace.cluster), agent_image(place.workspace.cluster)
+    bundle = {"name": "chrek", "mountPath": "/chrek", "readOnly": True}
+
+    def carried(manifest: Manifest) -> Manifest:
+        spec = manifest["spec"]
+        spec["containers"][0] |= {
+            "command": ["/chrek/bin/restore-entrypoint", "--", "python3", "/app/server.py"],
+            "volumeMounts": [bundle],
+        }
+        volume = {"name": "chrek", "mountPath": "/chrek"}
+        spec["initContainers"] = [
+            {"name": "chrek", "image": agent, "args": ["install", "/chrek"], "volumeMounts": [volume]}
+        ]
+        spec["volumes"] = [{"name": "chrek", "emptyDir": {}}]
+        return manifest
+
+    place.workspace.apply(carried(flow.job("plain-source", "plain", image=image, securityContext=NOTHING)))
+    assert flow.wait_annotation(place.workspace, "plain-source", flow.RESULT).startswith("created ")
+    place.workspace.ended("plain-source")
+    model = flow.token(place.workspace.logs("plain-source"))
+    start = place.start(carried(flow.restored("plain", "plain", image=image, securityContext=NOTHING)))
+    assert start.startswith("restored "), place.workspace.logs("plain")
+    assert place.ask("plain")["token"] == model
+
+
+def test_killed_agent_repeats_nothing(place: Place) -> None:
+    """An agent that is killed and started again tells no event twice, and captures nothing again."""
+    before = flow.events(place.workspace, "source")
+    created = (place.agent.store / "one" / "checkpoint.done").read_bytes()
+    place.agent.stop(signal.SIGKILL)
+    place.agent.start()
+    assert place.start(place.restored("after")).startswith("restored ")
+    assert flow.events(place.workspace, "source") == before
+    assert (place.agent.store / "one" / "checkpoint.done").read_bytes() == created
+
+
+def test_restricted_namespace(cluster: Cluster, tmp_path: Path) -> None:
+    """A non-root pod that the restricted standard admits is captured and restored."""
+    state = procfs.status(os.getpid())
+    if state is None or not state.capabilities["CapEff"] >> 24 & 1:
+        pytest.skip("needs CAP_SYS_RESOURCE: CRIU reads and sets the limits of another user's processes")
+    with Workspace.make(cluster, f"restricted-{os.getpid()}") as workspace, Agent(workspace, tmp_path) as agent:
+        labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+        workspace.core.patch_namespace(workspace.namespace, labels)
+        nobody = {**NOTHING, "runAsNonRoot": True, "runAsUser": 65534}
+        image = app_image(cluster)
+        workspace.apply(flow.job("source", "one", image=image, securityContext=nobody))
+        assert flow.wait_annotation(workspace, "source", flow.RESULT).startswith("created ")
+        place = Place(workspace, agent, image, flow.token(workspace.logs("source")))
+        assert place.start(place.restored("pod", securityContext=nobody)).startswith("restored ")
+        assert place.ask("pod")["token"] == place.token
+
