@@ -35,7 +35,7 @@ class Place:
     image: str
     token: str
 
-    def restored(self, name: str, checkpoint_id: str = "one", **container: Any) -> Manifest:  # noqa: ANN401 - JSON
+    def restored(self, name: str, checkpoint_id: str = "one", **container: Any) -> Manifest:
         """A pod to be restored."""
         return flow.restored(name, checkpoint_id, image=self.image, **container)
 

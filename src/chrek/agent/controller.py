@@ -140,7 +140,7 @@ class Controller:
             again = self._look(pod)
         except ChrekError as error:
             log.warning(str(error), pod=str(pod), reason=error.reason.code)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one pod's trouble is not the others'
             log.LOGGER.exception("a look failed", extra={"pod": str(pod)})
         finally:
             self._news.put(("looked", (pod.uid, again)))

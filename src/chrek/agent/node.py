@@ -32,7 +32,7 @@ NEVER_ALLOWED: Final = frozenset(
 
 
 class Node:
-    """This node, as the agent sees it."""
+    """The agent's node, as the agent sees it."""
 
     def __init__(self, config: Config, api: Api, events: Events, metrics: Metrics) -> None:
         self.config = config

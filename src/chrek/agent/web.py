@@ -54,7 +54,7 @@ def _handler(answer: Callable[[str], tuple[int, bytes]]) -> type[BaseHTTPRequest
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             status, body = answer(self.path.partition("?")[0])
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

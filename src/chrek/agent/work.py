@@ -77,8 +77,8 @@ def run(request: Mapping[str, object], *, stop: Stop, on_phase: Callable[[str], 
         stderr=None,
         start_new_session=True,
     )
-    assert process.stdin is not None  # noqa: S101 - for the type checker
-    assert process.stdout is not None  # noqa: S101
+    assert process.stdin is not None
+    assert process.stdout is not None
     stop.attach(process)
     deadline = float(request["deadline"]) + GRACE  # type: ignore[arg-type]
     watchdog = threading.Timer(deadline, stop.kill)

@@ -93,7 +93,7 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value
 
 
 # One line for each kind of type hint: split up, the list of what is understood would be in two places.
-def _decode(kind: Any, value: object, place: str, bounds: Bounds | None) -> object:  # noqa: ANN401, PLR0911 - a type hint
+def _decode(kind: Any, value: object, place: str, bounds: Bounds | None) -> object:  # noqa: ANN401 - a type hint
     if isinstance(kind, NewType):
         return _decode(kind.__supertype__, value, place, bounds)
     if dataclasses.is_dataclass(kind):

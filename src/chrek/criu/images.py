@@ -13,8 +13,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from chrek.system.protobuf import Message, WireError
 from chrek.errors import Reason, Refused
+from chrek.system.protobuf import Message, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

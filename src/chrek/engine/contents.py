@@ -17,10 +17,10 @@ from chrek.criu import pagemaps
 from chrek.criu.images import Image, matching, read_all
 from chrek.criu.messages import FdInfo, InetSocket, PagemapEntry, RegularFile
 from chrek.criu.messages import Memory as MemoryImage
-from chrek.system.protobuf import RAW, UINT, Message, WireError, field, nested
 from chrek.errors import Reason, Refused
 from chrek.memory.index import INDEX_NAME, SKIPPED, Index
 from chrek.memory.shard import read_index
+from chrek.system.protobuf import RAW, UINT, Message, WireError, field, nested
 
 if TYPE_CHECKING:
     from chrek.artifact import Checkpoint
