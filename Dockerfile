@@ -51,14 +51,11 @@ RUN python3 -c 'import tomllib; e = tomllib.load(open("pyproject.toml", "rb"))["
     && find /site-packages -name '*.so*' -exec ldd {} + | awk '$2 == "=>" && $3 ~ "^/(usr/)?lib/" { print $3 }' | sort -u \
         | xargs cp -L -t /native
 
+# Version and revision are labels that the build is given: --label org.opencontainers.image.revision=...
 FROM scratch AS agent
-ARG VERSION=0.1.0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="chrek-agent" \
       org.opencontainers.image.description="Checkpoints and restores the pods of its node" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=bundle /opt/chrek /opt/chrek
 COPY --from=agent-packages /site-packages /opt/chrek/lib/site-packages
 COPY --from=agent-packages /native /opt/chrek/lib/native

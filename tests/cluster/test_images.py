@@ -166,7 +166,8 @@ def test_bundle_is_small_and_carries_its_licences(builder: Builder) -> None:
 def test_agent_image_runs_the_command_line(workspace: Workspace, builder: Builder) -> None:
     """`kubectl exec` finds chrek in it; its labels say what it is."""
     image = "localhost/chrek-agent:test"
-    done = builder.build("--target", "agent", "--build-arg", "REVISION=abc", "--tag", image)
+    revision = "--label=org.opencontainers.image.revision=abc"
+    done = builder.build("--target", "agent", revision, "--tag", image)
     assert done.status == 0, done.output
     labels = builder.config(image)["Labels"]
     assert labels["org.opencontainers.image.title"] == "chrek-agent"
