@@ -139,7 +139,9 @@ class Captures:
                 if not _replace(case, found):
                     self._skipped(case, found)
                     return None
-        with self.slots.take(f"{case.store}\0{case.choice.checkpoint_id}", gpus_of(case.runtime.spec), who=case.pod.uid) as free:
+        with self.slots.take(
+            f"{case.store}\0{case.choice.checkpoint_id}", gpus_of(case.runtime.spec), who=case.pod.uid
+        ) as free:
             return self._capture(case, allow, chosen) if free else SOON
 
     def _capture(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> float | None:
@@ -238,7 +240,9 @@ class Captures:
         self._node.metrics.ended("checkpoint", "created")
 
     def _skipped(self, case: _Case, found: Checkpoint) -> None:
-        message = f"Checkpoint {case.choice.checkpoint_id} exists, of the same application, since {found.manifest.created}."
+        message = (
+            f"Checkpoint {case.choice.checkpoint_id} exists, of the same application, since {found.manifest.created}."
+        )
         self._signal(case, None)
         log.info(message, **case.context)
         self._node.tell(case.pod, EventReason.CHECKPOINT_SKIPPED, message, case.runtime)
@@ -268,9 +272,7 @@ class Captures:
         """Write the signal file; an application that cannot be told is one more thing to be said."""
         marker = signalfile.marker(case.choice.checkpoint_id, path=case.location, error=error, extra=case.extra)
         try:
-            inside.write_signal(
-                case.container, marker, signals=self._node.config.signals, runtime=case.runtime
-            )
+            inside.write_signal(case.container, marker, signals=self._node.config.signals, runtime=case.runtime)
         except ChrekError as failure:
             log.warning(str(failure), reason=failure.reason.code, **case.context)
             with suppress(ApiFailed):
@@ -343,7 +345,6 @@ def _replace(case: _Case, found: Checkpoint) -> bool:
 
 
 def _differences(case: _Case, manifest: Manifest) -> list[str]:
-
 
     command = procfs.command_line(initstate.application(case.runtime.pid))
     there = manifest.provenance

@@ -159,5 +159,3 @@ def read_signal(container: Container) -> dict[str, object]:
         found = json.loads(data or b"{}")
         return found if isinstance(found, dict) else {}
     return {}
-
-

@@ -39,5 +39,7 @@ def check(pid1: HostPid, patience: float | None, *, allow: Collection[Reason]) -
         return
     freeze = predicted_freeze(pid1)
     if freeze > patience:
-        message = f"The application will stand still for about {freeze:.1f} s; its liveness probe bears {patience:.0f} s."
+        message = (
+            f"The application will stand still for about {freeze:.1f} s; its liveness probe bears {patience:.0f} s."
+        )
         raise Refused(Reason.LIVENESS_TOO_TIGHT, message)

@@ -146,9 +146,7 @@ class Restores:
         metrics.measured("restore", seconds=outcome["seconds"], size=outcome["bytes"], phases=outcome["phases"])
         return 0.0
 
-    def _failed(
-        self, pod: Pod, runtime: RuntimeContainer, error: ChrekError, context: dict[str, object]
-    ) -> None:
+    def _failed(self, pod: Pod, runtime: RuntimeContainer, error: ChrekError, context: dict[str, object]) -> None:
         log.warning(str(error), reason=error.reason.code, **context)
         refused = isinstance(error, Refused | UsageError)
         self._node.metrics.ended("restore", "refused" if refused else "failed", error.reason.code)
@@ -160,9 +158,7 @@ class Restores:
             with suppress(ApiFailed):
                 self._node.events.post_error(pod, kind, error, container_id=runtime.id)
 
-    def _check_owner(
-        self, pod: Pod, runtime: RuntimeContainer, checkpoint_id: str, allow: frozenset[Reason]
-    ) -> None:
+    def _check_owner(self, pod: Pod, runtime: RuntimeContainer, checkpoint_id: str, allow: frozenset[Reason]) -> None:
         """Look at whose checkpoint it is, and of which image; the rest is the engine's to compare.
 
         Raises:
@@ -172,7 +168,9 @@ class Restores:
         with Store.open(config.store_of(pod.namespace)) as store, open_checkpoint(store, checkpoint_id) as found:
             there = found.manifest.provenance
         if not config.may_use(owner=there.namespace, user=pod.namespace):
-            message = f"Checkpoint {checkpoint_id} was taken in namespace {there.namespace}, this pod is in {pod.namespace}."
+            message = (
+                f"Checkpoint {checkpoint_id} was taken in namespace {there.namespace}, this pod is in {pod.namespace}."
+            )
             raise Refused(Reason.TENANT_MISMATCH, message)
         here = image_of(runtime)
         known = bool(there.image) and (there.image or "").startswith("sha256:") and here.startswith("sha256:")
@@ -209,7 +207,9 @@ class Restores:
             self._node.tell(pod, EventReason.STARTED_COLD, _cold_words(state, runtime), runtime)
             if state.reason in Reason.__members__ and state.reason != "NOT_FOUND" and runtime.id not in self._told:
                 reason = Reason[state.reason]
-                self._node.tell(pod, EventReason.RESTORE_FAILED, f"{reason.code}: {reason.summary} {reason.cure}", runtime)
+                self._node.tell(
+                    pod, EventReason.RESTORE_FAILED, f"{reason.code}: {reason.summary} {reason.cure}", runtime
+                )
         streak = self._streaks.get(runtime.id, 0)
         annotations = {names.START_ANNOTATION: value, names.GIVEN_UP_ANNOTATION: str(streak) if streak else None}
         try:
@@ -250,6 +250,5 @@ def _waits(runtime: RuntimeContainer) -> bool:
 
 
 def _allowed_by_environment(runtime: RuntimeContainer) -> frozenset[Reason]:
-
 
     return Reason.parse_list(runtime.environment.get(names.ALLOW_VARIABLE, "")) - NEVER_ALLOWED

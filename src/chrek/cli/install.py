@@ -43,7 +43,9 @@ def command(*, directory: Path, source: Path) -> None:
         install(source, directory)
     except (OSError, shutil.Error) as error:
         message = f"The bundle cannot be copied to {directory}: {error}."
-        raise ChrekError(Reason.WRITE_FAILED, message, cure="Mount an emptyDir there that this user can write.") from error
+        raise ChrekError(
+            Reason.WRITE_FAILED, message, cure="Mount an emptyDir there that this user can write."
+        ) from error
     click.echo(f"installed in {directory}; prefix the command with: {directory}/bin/restore-entrypoint --")
 
 
