@@ -129,6 +129,17 @@ def test_client_outside(container: Make, store: Store) -> None:
     copy.wait_for("ok restored")
 
 
+def test_client_in_the_queue(container: Make, store: Store) -> None:
+    """A client that is connected and not yet accepted is no reason to fail, and is served by the source afterwards."""
+    code = "import socket,time; s=socket.create_server(('0.0.0.0', 8080)); print('ready', flush=True)\nimport os\n"
+    code += "while not os.path.exists('/tmp/go'): time.sleep(.01)\nc,_=s.accept(); c.sendall(b'served'); time.sleep(100)"
+    source = cycle.start(container, [cycle.INIT, "--", "python3", "-c", code])
+    with source.connect(8080) as client:
+        cycle.capture(source, store)
+        source.exec(["touch", "/tmp/go"])  # noqa: S108 - in the container
+        assert client.recv(10) == b"served"
+
+
 def test_three_generations(container: Make, store: Store) -> None:
     """A restored application is captured again and restored, and again; its seccomp filters do not grow."""
     source = cycle.start(container, cycle.app("beat"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from chrek.system.protobuf import BOOL, INT32, RAW, TEXT, UINT, ZIGZAG, Message, field, nested
+from chrek.system.protobuf import BOOL, INT32, RAW, TEXT, UINT, UINT32, ZIGZAG, Message, field, nested
 
 # --- rpc.proto --------------------------------------------------------------------------------------
 
@@ -41,15 +41,15 @@ class NetworkLock(IntEnum):
 
 @dataclass
 class InheritFd(Message):
-    key: str = field(1, TEXT)
-    fd: int = field(2, INT32)
+    key: str = field(1, TEXT, required=True)
+    fd: int = field(2, INT32, required=True)
 
 
 @dataclass
 class Options(Message):
     """``criu_opts``; what each one is for stands in `chrek.criu.options`."""
 
-    images_dir_fd: int | None = field(1, INT32)
+    images_dir_fd: int = field(1, INT32, required=True)
     pid: int | None = field(2, INT32)
     leave_running: bool | None = field(3, BOOL)
     ext_unix_sk: bool | None = field(4, BOOL)
@@ -63,30 +63,30 @@ class Options(Message):
     link_remap: bool | None = field(18, BOOL)
     force_irmap: bool | None = field(21, BOOL)
     inherit_fd: list[InheritFd] = nested(27, InheritFd, repeated=True)
-    manage_cgroups_mode: int | None = field(34, UINT)
-    ghost_limit: int | None = field(35, UINT)
+    manage_cgroups_mode: int | None = field(34, UINT32)
+    ghost_limit: int | None = field(35, UINT32)
     irmap_scan_paths: list[str] = field(36, TEXT, repeated=True)
     external: list[str] = field(37, TEXT, repeated=True)
-    timeout: int | None = field(45, UINT)
+    timeout: int | None = field(45, UINT32)
     tcp_skip_in_flight: bool | None = field(46, BOOL)
     lazy_pages: bool | None = field(48, BOOL)
     orphan_pts_master: bool | None = field(50, BOOL)
     tcp_close: bool | None = field(52, BOOL)
     lsm_profile: str | None = field(53, TEXT)
-    network_lock: int | None = field(64, UINT)
+    network_lock: int | None = field(64, UINT32)
     images_dir: str | None = field(68, TEXT)
 
 
 @dataclass
 class Request(Message):
-    type: int | None = field(1, UINT)
+    type: int = field(1, UINT32, required=True)
     opts: Options | None = nested(2, Options)
     notify_success: bool | None = field(3, BOOL)
 
 
 @dataclass
 class RestoreAnswer(Message):
-    pid: int | None = field(1, INT32)
+    pid: int = field(1, INT32, required=True)
 
 
 @dataclass
@@ -97,16 +97,16 @@ class Notification(Message):
 
 @dataclass
 class Version(Message):
-    major: int | None = field(1, INT32)
-    minor: int | None = field(2, INT32)
+    major: int = field(1, INT32, required=True)
+    minor: int = field(2, INT32, required=True)
     gitid: str | None = field(3, TEXT)
     sublevel: int | None = field(4, INT32)
 
 
 @dataclass
 class Answer(Message):
-    type: int | None = field(1, UINT)
-    success: bool | None = field(2, BOOL)
+    type: int = field(1, UINT32, required=True)
+    success: bool = field(2, BOOL, required=True)
     restore: RestoreAnswer | None = nested(4, RestoreAnswer)
     notify: Notification | None = nested(5, Notification)
     errno: int | None = field(7, INT32)
@@ -119,17 +119,17 @@ class Answer(Message):
 
 @dataclass
 class PagemapHead(Message):
-    pages_id: int = field(1, UINT)
+    pages_id: int = field(1, UINT32, required=True)
 
 
 @dataclass
 class PagemapEntry(Message):
     """A run of pages. ``nr_pages`` moved to field 5 (64 bits) after 4.1; field 2 stays for old readers."""
 
-    vaddr: int = field(1, UINT)
-    compat_nr_pages: int | None = field(2, UINT)
+    vaddr: int = field(1, UINT, required=True)
+    compat_nr_pages: int = field(2, UINT32, required=True)
     in_parent: bool | None = field(3, BOOL)
-    flags: int | None = field(4, UINT)
+    flags: int | None = field(4, UINT32)
     nr_pages: int | None = field(5, UINT)
 
     @property
@@ -140,53 +140,53 @@ class PagemapEntry(Message):
 
 @dataclass
 class PstreeEntry(Message):
-    pid: int = field(1, UINT)
-    ppid: int = field(2, UINT)
-    pgid: int = field(3, UINT)
-    sid: int = field(4, UINT)
-    threads: list[int] = field(5, UINT, repeated=True)
+    pid: int = field(1, UINT32, required=True)
+    ppid: int = field(2, UINT32, required=True)
+    pgid: int = field(3, UINT32, required=True)
+    sid: int = field(4, UINT32, required=True)
+    threads: list[int] = field(5, UINT32, repeated=True)
 
 
 @dataclass
 class Credentials(Message):
-    uid: int = field(1, UINT)
-    gid: int = field(2, UINT)
-    euid: int = field(3, UINT)
-    egid: int = field(4, UINT)
-    suid: int = field(5, UINT)
-    sgid: int = field(6, UINT)
-    fsuid: int = field(7, UINT)
-    fsgid: int = field(8, UINT)
-    inheritable: list[int] = field(9, UINT, repeated=True)
-    permitted: list[int] = field(10, UINT, repeated=True)
-    effective: list[int] = field(11, UINT, repeated=True)
-    bounding: list[int] = field(12, UINT, repeated=True)
-    securebits: int = field(13, UINT)
-    groups: list[int] = field(14, UINT, repeated=True)
+    uid: int = field(1, UINT32, required=True)
+    gid: int = field(2, UINT32, required=True)
+    euid: int = field(3, UINT32, required=True)
+    egid: int = field(4, UINT32, required=True)
+    suid: int = field(5, UINT32, required=True)
+    sgid: int = field(6, UINT32, required=True)
+    fsuid: int = field(7, UINT32, required=True)
+    fsgid: int = field(8, UINT32, required=True)
+    inheritable: list[int] = field(9, UINT32, repeated=True)
+    permitted: list[int] = field(10, UINT32, repeated=True)
+    effective: list[int] = field(11, UINT32, repeated=True)
+    bounding: list[int] = field(12, UINT32, repeated=True)
+    securebits: int = field(13, UINT32, required=True)
+    groups: list[int] = field(14, UINT32, repeated=True)
     lsm_profile: str | None = field(15, TEXT)
-    no_new_privs: int | None = field(18, UINT)
-    ambient: list[int] = field(19, UINT, repeated=True)
+    no_new_privs: int | None = field(18, UINT32)
+    ambient: list[int] = field(19, UINT32, repeated=True)
 
 
 @dataclass
 class Rseq(Message):
-    abi_pointer: int = field(1, UINT)
-    abi_size: int = field(2, UINT)
+    abi_pointer: int = field(1, UINT, required=True)
+    abi_size: int = field(2, UINT32, required=True)
 
 
 @dataclass
 class ThreadCore(Message):
     creds: Credentials | None = nested(10, Credentials)
-    seccomp_mode: int | None = field(11, UINT)
-    seccomp_filter: int | None = field(12, UINT)
+    seccomp_mode: int | None = field(11, UINT32)
+    seccomp_filter: int | None = field(12, UINT32)
     comm: str | None = field(13, TEXT)
     rseq: Rseq | None = nested(15, Rseq)
 
 
 @dataclass
 class Rlimit(Message):
-    soft: int = field(1, UINT)
-    hard: int = field(2, UINT)
+    soft: int = field(1, UINT, required=True)
+    hard: int = field(2, UINT, required=True)
 
 
 @dataclass
@@ -196,28 +196,28 @@ class Rlimits(Message):
 
 @dataclass
 class TaskCore(Message):
-    state: int = field(1, UINT)
-    comm: str = field(6, TEXT)
+    state: int = field(1, UINT32, required=True)
+    comm: str = field(6, TEXT, required=True)
     rlimits: Rlimits | None = nested(8, Rlimits)
-    old_seccomp_mode: int | None = field(11, UINT)
+    old_seccomp_mode: int | None = field(11, UINT32)
     oom_score_adj: int | None = field(14, INT32)
 
 
 @dataclass
 class NamespaceIds(Message):
-    pid: int | None = field(5, UINT)
-    net: int | None = field(6, UINT)
-    ipc: int | None = field(7, UINT)
-    uts: int | None = field(8, UINT)
-    mnt: int | None = field(9, UINT)
-    user: int | None = field(10, UINT)
-    cgroup: int | None = field(11, UINT)
-    time: int | None = field(12, UINT)
+    pid: int | None = field(5, UINT32)
+    net: int | None = field(6, UINT32)
+    ipc: int | None = field(7, UINT32)
+    uts: int | None = field(8, UINT32)
+    mnt: int | None = field(9, UINT32)
+    user: int | None = field(10, UINT32)
+    cgroup: int | None = field(11, UINT32)
+    time: int | None = field(12, UINT32)
 
 
 @dataclass
 class Core(Message):
-    machine: int = field(1, UINT)
+    machine: int = field(1, UINT32, required=True)
     task: TaskCore | None = nested(3, TaskCore)
     ids: NamespaceIds | None = nested(4, NamespaceIds)
     thread: ThreadCore | None = nested(5, ThreadCore)
@@ -225,72 +225,72 @@ class Core(Message):
 
 @dataclass
 class Inventory(Message):
-    image_version: int = field(1, UINT)
+    image_version: int = field(1, UINT32, required=True)
     root_ids: NamespaceIds | None = nested(3, NamespaceIds)
-    lsm: int | None = field(6, UINT)
+    lsm: int | None = field(6, UINT32)
 
 
 @dataclass
 class Vma(Message):
-    start: int = field(1, UINT)
-    end: int = field(2, UINT)
-    offset: int = field(3, UINT)
-    shmid: int = field(4, UINT)
-    protection: int = field(5, UINT)
-    flags: int = field(6, UINT)
-    status: int = field(7, UINT)
+    start: int = field(1, UINT, required=True)
+    end: int = field(2, UINT, required=True)
+    offset: int = field(3, UINT, required=True)
+    shmid: int = field(4, UINT, required=True)
+    protection: int = field(5, UINT32, required=True)
+    flags: int = field(6, UINT32, required=True)
+    status: int = field(7, UINT32, required=True)
 
 
 @dataclass
 class Memory(Message):
     """``mm_entry``."""
 
-    exe_file_id: int = field(12, UINT)
+    exe_file_id: int = field(12, UINT32, required=True)
     vmas: list[Vma] = nested(14, Vma, repeated=True)
 
 
 @dataclass
 class RegularFile(Message):
-    id: int = field(1, UINT)
-    flags: int = field(2, UINT)
-    position: int = field(3, UINT)
-    name: str = field(6, TEXT)
+    id: int = field(1, UINT32, required=True)
+    flags: int = field(2, UINT32, required=True)
+    position: int = field(3, UINT, required=True)
+    name: str = field(6, TEXT, required=True)
     mnt_id: int | None = field(7, ZIGZAG)
     size: int | None = field(8, UINT)
     external: bool | None = field(9, BOOL)
-    mode: int | None = field(10, UINT)
+    mode: int | None = field(10, UINT32)
 
 
 @dataclass
 class InetSocket(Message):
-    id: int = field(1, UINT)
-    ino: int = field(2, UINT)
-    family: int = field(3, UINT)
-    type: int = field(4, UINT)
-    protocol: int = field(5, UINT)
-    state: int = field(6, UINT)
-    source_port: int = field(7, UINT)
-    destination_port: int = field(8, UINT)
-    flags: int = field(9, UINT)
-    backlog: int = field(10, UINT)
-    source: list[int] = field(11, UINT, repeated=True)
-    destination: list[int] = field(12, UINT, repeated=True)
-    shutdown: int | None = field(19, UINT)
+    id: int = field(1, UINT32, required=True)
+    ino: int = field(2, UINT32, required=True)
+    family: int = field(3, UINT32, required=True)
+    type: int = field(4, UINT32, required=True)
+    protocol: int = field(5, UINT32, required=True)
+    state: int = field(6, UINT32, required=True)
+    source_port: int = field(7, UINT32, required=True)
+    destination_port: int = field(8, UINT32, required=True)
+    flags: int = field(9, UINT32, required=True)
+    backlog: int = field(10, UINT32, required=True)
+    source: list[int] = field(11, UINT32, repeated=True)
+    destination: list[int] = field(12, UINT32, repeated=True)
+    shutdown: int | None = field(19, UINT32)
 
 
 @dataclass
 class Pipe(Message):
-    id: int = field(1, UINT)
-    pipe_id: int = field(2, UINT)
-    flags: int = field(3, UINT)
+    id: int = field(1, UINT32, required=True)
+    pipe_id: int = field(2, UINT32, required=True)
+    flags: int = field(3, UINT32, required=True)
 
 
 @dataclass
 class File(Message):
     """``file_entry``: one open file description."""
 
-    type: int = field(1, UINT)
-    id: int = field(2, UINT)
+    type: int = field(1, UINT32, required=True)
+    id: int = field(2, UINT32, required=True)
     regular: RegularFile | None = nested(3, RegularFile)
     inet: InetSocket | None = nested(4, InetSocket)
     pipe: Pipe | None = nested(18, Pipe)
@@ -300,33 +300,33 @@ class File(Message):
 class Remap(Message):
     """``remap_file_path_entry``: how the name of an unlinked open file is brought back."""
 
-    original_id: int = field(1, UINT)
-    remap_id: int = field(2, UINT)
-    type: int | None = field(3, UINT)
+    original_id: int = field(1, UINT32, required=True)
+    remap_id: int = field(2, UINT32, required=True)
+    type: int | None = field(3, UINT32)
 
 
 @dataclass
 class GhostFile(Message):
-    uid: int = field(1, UINT)
-    gid: int = field(2, UINT)
-    mode: int = field(3, UINT)
-    rdev: int | None = field(6, UINT)
+    uid: int = field(1, UINT32, required=True)
+    gid: int = field(2, UINT32, required=True)
+    mode: int = field(3, UINT32, required=True)
+    rdev: int | None = field(6, UINT32)
     size: int | None = field(10, UINT)
 
 
 @dataclass
 class FdInfo(Message):
-    id: int = field(1, UINT)
-    flags: int = field(2, UINT)
-    type: int = field(3, UINT)
-    fd: int = field(4, UINT)
+    id: int = field(1, UINT32, required=True)
+    flags: int = field(2, UINT32, required=True)
+    type: int = field(3, UINT32, required=True)
+    fd: int = field(4, UINT32, required=True)
 
 
 @dataclass
 class SeccompFilter(Message):
-    program: bytes = field(1, RAW)
-    previous: int | None = field(2, UINT)
-    flags: int | None = field(3, UINT)
+    program: bytes = field(1, RAW, required=True)
+    previous: int | None = field(2, UINT32)
+    flags: int | None = field(3, UINT32)
 
 
 @dataclass

@@ -53,18 +53,19 @@ class CriuFailed(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What of CRIU a user can tune; the defaults are the contract's.
+    """What of CRIU a user can tune.
 
     Attributes:
         timeout: seconds for one operation, 0 for no limit.
         log_level: 0 to 4.
-        skip_in_flight: leave out connections that are not yet accepted.
+        skip_in_flight: leave out connections that are not yet accepted. Without it one that a probe is just
+            making would fail the dump, and connections to outside are closed in the restored application anyway.
         auto_dedup: see CRIU.
     """
 
     timeout: int = 0
     log_level: int = 4
-    skip_in_flight: bool = False
+    skip_in_flight: bool = True
     auto_dedup: bool = False
 
 

@@ -118,7 +118,7 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
         with progress.phase("finish"):
             known, memory = _finish(request, need, frozen, staging, progress)
         with progress.phase("publish"):
-            pids = {pid for process in found.subject.tree if (pid := procfs.ns_pid(process)) is not None}
+            pids = {process.pid for process in frozen.application.processes}
             handover.adopt(request.store.fd, request.checkpoint_id, staging.fd, pids)
             files = staging.digest(known=known, workers=request.workers)
             manifest = Manifest(
@@ -126,7 +126,7 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
                 created=timestamp(time.time()),
                 provenance=_provenance(request, found, progress, frozen, frozen_seconds),
                 facts=facts.machine(need.resident, gpus=found.gpu.gpus if found.gpu else None),
-                application=facts.application(found.subject.container, frozen.tree, gpu.ns_pids(found.gpu)),
+                application=frozen.application,
                 memory=memory,
                 files=files,
                 open_files=found.used,
@@ -198,6 +198,7 @@ def _dump(
             volumes=container.volumes(),
             exclude=request.exclude,
             workers=request.workers,
+            gpu_processes=gpu.ns_pids(found.gpu),
             digest_now=need.digest_now,
         )
         group = stack.enter_context(OwnGroup(f"capture-{os.getpid()}"))
@@ -214,7 +215,8 @@ def _dump(
                 check=progress.check,
             )
         )
-        frozen, since = freeze.Frozen(), 0.0
+        frozen: freeze.Frozen | None = None
+        since = 0.0
 
         def serve(notification: Notification) -> None:
             nonlocal frozen, since
@@ -232,6 +234,8 @@ def _dump(
             except CriuFailed as error:
                 reason = Reason.TIMEOUT if error.timeout else Reason.DUMP_FAILED
                 raise CaptureFailed(reason, f"CRIU could not dump the application: {error}.") from error
+        if frozen is None:
+            raise CaptureFailed(Reason.DUMP_FAILED, "CRIU ended well without having asked for the memory.")
         return frozen, time.monotonic() - since
 
 

@@ -20,7 +20,7 @@ from chrek.criu.messages import Memory as MemoryImage
 from chrek.errors import Reason, Refused
 from chrek.memory.index import INDEX_NAME, SKIPPED, Index
 from chrek.memory.shard import read_index
-from chrek.system.protobuf import RAW, UINT, Message, WireError, field, nested
+from chrek.system.protobuf import RAW, UINT, UINT32, Message, WireError, field, nested
 
 if TYPE_CHECKING:
     from chrek.artifact import Checkpoint
@@ -61,18 +61,18 @@ _UNIX_STATES = {1: "connected", 7: "unconnected", 10: "listening"}
 class _UnixSocket(Message):
     """``unix_sk_entry``; a name that begins with NUL is abstract."""
 
-    id: int = field(1, UINT)
-    type: int = field(3, UINT)
-    state: int = field(4, UINT)
-    name: bytes | None = field(11, RAW)
+    id: int = field(1, UINT32, required=True)
+    type: int = field(3, UINT32, required=True)
+    state: int = field(4, UINT32, required=True)
+    name: bytes = field(11, RAW, required=True)
 
 
 @dataclass
 class _AnyFile(Message):
     """``file_entry`` with the kinds that are shown by name."""
 
-    type: int = field(1, UINT)
-    id: int = field(2, UINT)
+    type: int = field(1, UINT32, required=True)
+    id: int = field(2, UINT32, required=True)
     regular: RegularFile | None = nested(3, RegularFile)
     inet: InetSocket | None = nested(4, InetSocket)
     unix: _UnixSocket | None = nested(16, _UnixSocket)
@@ -82,7 +82,7 @@ class _AnyFile(Message):
 class _ObjectIds(Message):
     """``task_kobj_ids_entry``: which table of open files a process uses."""
 
-    files: int = field(2, UINT)
+    files: int = field(2, UINT32, required=True)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from chrek.artifact import FileEntry, SideFile, Volume
+from chrek.artifact import Application, FileEntry, SideFile, Volume
 from chrek.criu import pagemaps
 from chrek.engine import sidefiles
+from chrek.engine import facts
 from chrek.errors import CaptureFailed, Reason
 from chrek.memory.capture import Captured, capture
 from chrek.memory.ranges import PageRun, Range
@@ -42,7 +43,7 @@ class Frozen:
     """What was copied.
 
     Attributes:
-        tree: the processes as they stood, parents first.
+        application: the processes as they stood.
         memory: figures and index of a lazy dump's pages; None for a plain one.
         adopted: a plain dump's moved pages, by the number of the page image they lie in.
         archives: what is known of each archive written, by its path in the checkpoint.
@@ -51,7 +52,7 @@ class Frozen:
         warnings: what changed under the copy, for people.
     """
 
-    tree: list[HostPid] = field(default_factory=list)
+    application: Application
     memory: Captured | None = None
     adopted: dict[int, list[PageRun]] = field(default_factory=dict)
     archives: dict[str, FileEntry] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Plan:
         root_changes: whether the container's root is an overlay of its own, whose changes are taken.
         volumes: (path in the container, kind) of each volume to take.
         exclude: the user's patterns of files to leave out.
+        gpu_processes: those of the tree whose GPU state the driver has put into their memory.
         digest_now: whether pages are digested during the copy rather than after the thaw.
     """
 
@@ -85,6 +87,7 @@ class Plan:
     volumes: list[tuple[str, str]]
     exclude: tuple[str, ...]
     workers: int | None
+    gpu_processes: tuple[NsPid, ...]
     digest_now: bool
 
 
@@ -94,9 +97,10 @@ def copy(plan: Plan, progress: Progress) -> Frozen:
     Raises:
         CaptureFailed: with the reason of the first thing that failed; the other copies have stopped.
     """
-    frozen = Frozen(tree=procfs.tree(plan.root))
+    tree = procfs.tree(plan.root)
+    frozen = Frozen(application=facts.application(plan.container, tree, plan.gpu_processes))
     stop = threading.Event()
-    jobs: list[Callable[[], None]] = [lambda: _memory(plan, frozen, progress, stop), lambda: _side_files(plan, frozen)]
+    jobs: list[Callable[[], None]] = [lambda: _memory(plan, tree, frozen, progress, stop), lambda: _side_files(plan, frozen)]
     if plan.root_changes:
         jobs.append(lambda: _root_changes(plan, frozen))
     for number, (path, kind) in enumerate(plan.volumes):
@@ -122,11 +126,11 @@ def _raise_first(futures: list[Future[None]]) -> None:
 # --- memory -----------------------------------------------------------------------------------------
 
 
-def _memory(plan: Plan, frozen: Frozen, progress: Progress, stop: threading.Event) -> None:
+def _memory(plan: Plan, tree: list[HostPid], frozen: Frozen, progress: Progress, stop: threading.Event) -> None:
     processes = pagemaps.read(plan.images)
     # A zombie is in the tree and has no memory.
     alive = {process.pid for process in processes}
-    host_pids = {pid: host for pid, host in procfs.in_namespace(frozen.tree).items() if pid in alive}
+    host_pids = {pid: host for pid, host in procfs.in_namespace(tree).items() if pid in alive}
     runs = (
         pagemaps.lazy_runs(processes)
         if plan.mode == "lazy"

@@ -28,11 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chrek.artifact import Level
+from chrek.artifact import Level, is_pool_blob
 from chrek.criu import credentials
 from chrek.criu.bundle import Bundle
 from chrek.criu.process import Criu, CriuFailed, Settings
-from chrek.cuda import handover
 from chrek.engine import compatibility, gpu, streams
 from chrek.engine.container import Container
 from chrek.engine.grown import Cut, written
@@ -226,7 +225,7 @@ def _compare(request: Request, container: Container, checkpoint: Checkpoint, wor
     bulk = {file.path for file in work.index.files}
     # Pages are compared as they are put back, and pools' blocks when they are on the GPU: reading them twice would
     # double the time of a restore.
-    bulk.update(path for path in checkpoint.manifest.files if handover.is_blob(path))
+    bulk.update(path for path in checkpoint.manifest.files if is_pool_blob(path))
     level = Level(request.verify.value)
     checkpoint.verify(level, workers=request.workers, unread=bulk).require_ok(checkpoint.id)
     warnings = compatibility.check(checkpoint.manifest, container, allow=request.allow)
