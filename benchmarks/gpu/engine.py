@@ -272,14 +272,14 @@ def measure(directory: Path, gigabytes: float, ways: list[str], stock: Stock, ro
             with application.running() as (place, said):
                 print(f"{gigabytes:g} GB {mode}: {json.dumps(said)}", flush=True)
                 for way in wanted:
-                    found[way] = {"cold": said["cold"], "out": said.get("out")}
+                    found[way] = {key: said.get(key) for key in ("cold", "out", "exact")}
                     step = chrek_capture if way != "stock" else stock.capture
                     found[way]["capture"] = attempt(way, step, application, place)
             for way in wanted:
                 taken = found[way]["capture"]
                 if taken is None:
                     continue
-                for _ in range(1 if way == "stock" else rounds):
+                for _ in range(1 if way == "stock" or (gigabytes > 20 and way != "pooled") else rounds):
                     if way == "stock":
                         done = attempt(way, stock.restore, application, taken["processes"])
                     else:

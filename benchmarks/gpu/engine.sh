@@ -11,7 +11,7 @@ mountpoint -q /mnt/t || mount -t tmpfs -o size=110G,huge=within_size tmpfs /mnt/
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 python3 -c 'import torch' # the first import reads the disk
 if [ "$what" != bench ]; then
-    timeout 190 python3 -m pytest -q -n 4 -rA -p no:cacheprovider --durations 15 --basetemp /mnt/t/tests ${TESTS:-} \
+    timeout 175 python3 -m pytest -q -n 4 -rA -p no:cacheprovider -p no:benchmark --durations 15 --basetemp /mnt/t/tests ${TESTS:-} \
         tests/gpu/test_gpu_engine.py tests/gpu/test_gpu_containers.py >"$out/tests.txt" 2>&1
     grep -E '^(PASSED|FAILED|ERROR|SKIPPED|capture|restore|E  )|passed|failed' "$out/tests.txt"
     rm -rf /mnt/t/tests

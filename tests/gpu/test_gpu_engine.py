@@ -52,7 +52,7 @@ def test_transparent(gigabytes: float, store: Store, tmp_path: Path) -> None:
     with Contained(command(gigabytes), env=life.to_restore(tmp_path)) as copy:
         life.restore(copy, store)
         assert answers(copy, 20) == expected
-        assert "start=restored" in copy.stderr()
+        life.until(lambda: "start=restored" in copy.stderr(), what="the init to say how it started")
 
 
 def test_two_at_once(store: Store, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_restored_from_inside(store: Store, tmp_path: Path) -> None:
     environment = {**life.to_restore(tmp_path), "DYN_CHECKPOINT_PATH": store.path}
     with Contained(command(SMALL, "pooled"), env=environment) as copy:
         assert answers(copy) == expected
-        assert "start=restored" in copy.stderr()
+        life.until(lambda: "start=restored" in copy.stderr(), what="the init to say how it started")
 
 
 def test_damaged_block(store: Store, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_damaged_block(store: Store, tmp_path: Path) -> None:
         life.capture(source, store)
     blob = max((Path(store.path) / life.ID).glob("gpu/*/blobs/*"), key=lambda path: path.stat().st_size)
     with blob.open("r+b") as file:
-        file.seek(1 << 20)
+        file.seek(4096)
         byte = file.read(1)
-        file.seek(1 << 20)
+        file.seek(4096)
         file.write(bytes([byte[0] ^ 1]))
     with open_checkpoint(store, life.ID) as checkpoint:
         problems = checkpoint.verify(Level.FULL).problems

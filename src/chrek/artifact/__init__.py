@@ -23,7 +23,7 @@ from chrek.artifact.manifest import (
 )
 from chrek.artifact.marker import Marker, read_marker
 from chrek.artifact.names import checkpoint_id, is_checkpoint_id, timestamp, unix_time
-from chrek.artifact.verify import Level, Problem, Progress, Report
+from chrek.artifact.verify import Level, Problem, Progress, Report, is_pool_blob
 
 __all__ = [
     "BLOCK_SIZE",
@@ -51,6 +51,7 @@ __all__ = [
     "Volume",
     "checkpoint_id",
     "is_checkpoint_id",
+    "is_pool_blob",
     "open_checkpoint_directory",
     "read_marker",
     "timestamp",

@@ -34,6 +34,11 @@ _SHOWN: Final = 5
 _POOL_BLOB: Final = re.compile(r"gpu/[^/]+/blobs/[0-9a-f]{64}")
 
 
+def is_pool_blob(path: str) -> bool:
+    """Return whether a file holds GPU memory of a pool: it may have several names, and the pool itself compares it."""
+    return _POOL_BLOB.fullmatch(path) is not None
+
+
 class Level(Enum):
     """How much bulk data a verification reads."""
 
@@ -164,7 +169,7 @@ def _compare(found: tree.Entry, entry: FileEntry | None, *, known_directory: boo
         return f"a {found.kind} that is not in the manifest"
     if not stat.S_ISREG(found.status.st_mode):
         return f"is a {found.kind}, not a regular file"
-    if found.status.st_nlink > 1 and not _POOL_BLOB.fullmatch(found.path):
+    if found.status.st_nlink > 1 and not is_pool_blob(found.path):
         return f"has {found.status.st_nlink} hard links instead of one"
     if entry is not None and found.status.st_size != entry.size:
         return f"has {found.status.st_size} bytes instead of {entry.size}"

@@ -5,9 +5,10 @@ is believed: no link is followed, only regular files with the names of an index 
 and what else lies there is left. What the application changes later it changes in its own checkpoint;
 digests notice.
 
-Files are taken by hard link, so nothing is copied and the source keeps its own until the checkpoint is
+Blobs are taken by hard link, so nothing large is copied and the source keeps its own until the checkpoint is
 published: if the capture fails, only the links in the staging directory are removed. Where the file
-system has no hard links they are copied.
+system has no hard links they are copied. The index, which the application may still replace, is always copied:
+no file of a checkpoint but a blob may have a second name.
 """
 
 from __future__ import annotations
@@ -43,12 +44,6 @@ class Adopted:
 
     paths: tuple[str, ...] = ()
     bytes: int = 0
-
-
-def is_blob(path: str) -> bool:
-    """Return whether a file of a checkpoint holds GPU memory of a pool, which compares every block when it is loaded."""
-    parts = path.split("/")
-    return len(parts) == 4 and parts[0] == GPU and parts[2] == BLOBS and BLOB.fullmatch(parts[3]) is not None
 
 
 def adopt(store: int, identity: str, staging: int, pids: Collection[NsPid]) -> Adopted:
@@ -108,7 +103,7 @@ def _take(pool: int, target: int, path: str) -> Iterator[tuple[str, int]]:
         with _descend(pool, BLOBS) as source, _made(target, BLOBS) as destination:
             for name in sorted(wanted):
                 yield f"{path}/{BLOBS}/{name}", _take_file(source, destination, name, f"{path}/{BLOBS}")
-    yield f"{path}/{INDEX}", _take_file(pool, target, INDEX, path)
+    yield f"{path}/{INDEX}", _take_file(pool, target, INDEX, path, link=False)
 
 
 def _wanted(pool: int, path: str) -> set[str]:
@@ -125,11 +120,13 @@ def _wanted(pool: int, path: str) -> set[str]:
     return names
 
 
-def _take_file(source: int, target: int, name: str, path: str) -> int:
+def _take_file(source: int, target: int, name: str, path: str, *, link: bool = True) -> int:
     """Link a file, or copy it; its size."""
     if not _exists(source, name):
         raise CaptureFailed(Reason.WRITE_FAILED, f"{path}/{name} is missing: the pool was not saved whole.")
     try:
+        if not link:
+            raise OSError(errno.EXDEV, "to be copied")
         os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     except OSError as error:
         if error.errno not in _NO_LINKS:

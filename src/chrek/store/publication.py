@@ -18,6 +18,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from chrek.artifact import is_pool_blob
 from chrek.artifact import manifest as manifests
 from chrek.artifact import marker as markers
 from chrek.errors import Reason, Refused
@@ -163,5 +164,5 @@ def _compare(entries: Sequence[tree.Entry], manifest: Manifest) -> None:
         differing = sorted(path for path in sizes.keys() | expected.keys() if sizes.get(path) != expected.get(path))
         raise ValueError(f"the manifest and the files differ in {', '.join(differing[:5])}")
     for entry in entries:
-        if not entry.is_directory and entry.status.st_nlink > 1:
+        if not entry.is_directory and entry.status.st_nlink > 1 and not is_pool_blob(entry.path):
             raise ValueError(f"{entry.path} has {entry.status.st_nlink} hard links")
