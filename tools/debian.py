@@ -125,6 +125,15 @@ def fetch(packages: list[str], *, suite: str, home: Path) -> Fetched:
     return Fetched(files=files, versions=versions)
 
 
+def fetch_alone(package: str, *, suite: str, home: Path) -> Path:
+    """Download one package of `suite` without what it depends on into `home`; return its file."""
+    env = private_apt(home, suite=suite)
+    run(["apt-get", "update", "-q"], env=env)
+    words = run(["apt-get", "download", "--print-uris", package], env=env).split()
+    run(["apt-get", "download", "-q", package], env=env, cwd=home / "archives")
+    return home / "archives" / words[1]
+
+
 def unpack(files: list[Path], root: Path) -> None:
     """Unpack the packages' files into `root`, through symbolic links that stand there; none of their scripts is run."""
     tar = ["tar", "--extract", "--directory", str(root), "--keep-directory-symlink", "--file", "-"]
