@@ -20,7 +20,7 @@ from chrek.criu.messages import Memory as MemoryImage
 from chrek.errors import Reason, Refused
 from chrek.memory.index import INDEX_NAME, SKIPPED, Index
 from chrek.memory.shard import read_index
-from chrek.system.protobuf import RAW, UINT, UINT32, Message, WireError, field, nested
+from chrek.system.protobuf import RAW, UINT32, Message, WireError, field, nested
 
 if TYPE_CHECKING:
     from chrek.artifact import Checkpoint

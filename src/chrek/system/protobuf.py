@@ -8,6 +8,11 @@ Messages are dataclasses whose fields come from `field` and `nested`. A field th
 is ``None`` (proto3 does not send zeros and empty strings: they arrive as ``None`` too); fields a schema
 does not name are kept as raw bytes and written back, so that what is read, edited and written loses nothing.
 
+Messages are also checked here before a privileged program reads the same bytes, so decoding must never see
+less than other decoders do. A field that is not repeated and yet stands twice is refused: others merge the two
+messages, or take the first. An integer is cut to the width of its field, as others cut it. A required field
+that is missing is refused, as others refuse it.
+
 Source: the protobuf encoding guide.
 """
 
@@ -102,6 +107,7 @@ def _signed(bits: int) -> Callable[[int], int]:
 
 
 UINT = Kind(VARINT, int, int)
+UINT32 = Kind(VARINT, lambda v: v & 0xFFFFFFFF, int)
 INT = Kind(VARINT, _signed(64), int)
 # An int32 is sent sign-extended to 64 bits, but CRIU also sends it as 32: both decode alike.
 INT32 = Kind(VARINT, _signed(32), int)
@@ -112,36 +118,45 @@ TEXT = Kind(BYTES, lambda v: v.decode("utf-8", "surrogateescape"), lambda v: v.e
 RAW = Kind(BYTES, bytes, bytes)
 
 
-def field(number: int, kind: Kind, *, repeated: bool = False) -> Any:  # noqa: ANN401 - stands for the field's own type
-    """Declare a field of a `Message`: ``None`` (or an empty list) until it is set."""
-    metadata = {"number": number, "kind": kind, "repeated": repeated}
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """A field as its message declares it."""
+
+    number: int
+    kind: Kind
+    repeated: bool
+    required: bool
+
+
+def field(
+    number: int, kind: Kind, *, repeated: bool = False, required: bool = False
+) -> Any:  # noqa: ANN401 - stands for the field's own type
+    """Declare a field of a `Message`: ``None`` (or an empty list) until it is set; proto2 may require it."""
+    metadata = {"declared": Declared(number, kind, repeated, required)}
     if repeated:
         return dataclasses.field(default_factory=list, metadata=metadata)
     return dataclasses.field(default=None, metadata=metadata)
 
 
-def nested(number: int, schema: type[Message], *, repeated: bool = False) -> Any:  # noqa: ANN401 - as above
+def nested(number: int, schema: type[Message], *, repeated: bool = False, required: bool = False) -> Any:  # noqa: ANN401 - as above
     """Declare a field that holds another message."""
-    return field(number, Kind(BYTES, schema.decode, lambda m: m.encode()), repeated=repeated)
+    return field(number, Kind(BYTES, schema.decode, lambda m: m.encode()), repeated=repeated, required=required)
 
 
 @dataclasses.dataclass
 class Message:
     """Base of all messages; subclasses are dataclasses too."""
 
-    _schema: ClassVar[dict[int, tuple[str, Kind, bool]] | None] = None
+    _schema: ClassVar[dict[int, tuple[str, Declared]] | None] = None
 
     unknown: bytes = dataclasses.field(default=b"", repr=False, kw_only=True)
 
     @classmethod
-    def schema(cls) -> dict[int, tuple[str, Kind, bool]]:
-        """Return {field number: (name, kind, repeated)}."""
+    def schema(cls) -> dict[int, tuple[str, Declared]]:
+        """Return {field number: (name, what is declared)}."""
         if "_schema" not in cls.__dict__ or cls._schema is None:
-            cls._schema = {
-                f.metadata["number"]: (f.name, f.metadata["kind"], f.metadata["repeated"])
-                for f in dataclasses.fields(cls)
-                if f.metadata
-            }
+            declared = [(f.name, f.metadata["declared"]) for f in dataclasses.fields(cls) if f.metadata]
+            cls._schema = {each.number: (name, each) for name, each in declared}
         return cls._schema
 
     @classmethod
@@ -151,30 +166,37 @@ class Message:
         Raises:
             WireError: it is not such a message.
         """
-        schema, result, unknown = cls.schema(), cls(), bytearray()
+        schema, result, unknown, seen = cls.schema(), cls(), bytearray(), set()
         for number, wire, value in raw_fields(data):
             known = schema.get(number)
             if known is None:
                 unknown += _write_raw(number, wire, value)
                 continue
-            name, kind, repeated = known
-            if not repeated:
-                _check_wire(cls, name, kind, wire)
-                setattr(result, name, kind.decode(value))
-            elif wire == BYTES and kind.wire == VARINT:
+            name, declared = known
+            kind = declared.kind
+            if declared.repeated and wire == BYTES and kind.wire == VARINT:
                 getattr(result, name).extend(kind.decode(item) for item in _packed(value))
-            else:
-                _check_wire(cls, name, kind, wire)
+                continue
+            _check_wire(cls, name, kind, wire)
+            if declared.repeated:
                 getattr(result, name).append(kind.decode(value))
+                continue
+            if number in seen:
+                raise WireError(f"{cls.__name__}.{name} stands twice")
+            seen.add(number)
+            setattr(result, name, kind.decode(value))
+        for number, (name, declared) in schema.items():
+            if declared.required and number not in seen:
+                raise WireError(f"{cls.__name__}.{name} is missing")
         result.unknown = bytes(unknown)
         return result
 
     def encode(self) -> bytes:
         """Encode every field that is set, then what was unknown."""
         out = bytearray()
-        for number, (name, kind, repeated) in self.schema().items():
-            value = getattr(self, name)
-            values: Iterable[Any] = value if repeated else () if value is None else (value,)
+        for number, (name, declared) in self.schema().items():
+            value, kind = getattr(self, name), declared.kind
+            values: Iterable[Any] = value if declared.repeated else () if value is None else (value,)
             for item in values:
                 out += _write_raw(number, kind.wire, kind.encode(item))
         return bytes(out) + self.unknown
