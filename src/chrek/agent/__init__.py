@@ -11,5 +11,5 @@ container's init publishes. Every piece of work on a container is a process of i
 ``inside``      files in a container: ready file, signal file
 ``work``        one worker process, from outside; ``worker`` from inside
 ``node``        what all of them share
-``log``, ``metrics``, ``web``  what people and programs see of it
+``log``, ``metrics``, ``web``, ``tracing``  what people and programs see of it
 """

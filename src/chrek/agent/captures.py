@@ -28,6 +28,7 @@ from chrek.store import Store, open_checkpoint
 from chrek.system import initstate, procfs
 
 if TYPE_CHECKING:
+    from chrek.agent.tracing import Span
     from chrek.artifact import Checkpoint, Manifest
     from chrek.kube import Pod, PodContainer
     from chrek.kube.selection import Choice
@@ -151,12 +152,12 @@ class Captures:
             self._stops[case.pod.uid] = stop
         self._node.metrics.under_way("checkpoint", 1)
         try:
-            with self._lease(case) as lease:
+            with self._lease(case) as lease, self._node.tracer.span("capture", case.context) as span:
                 self._announce(case)
                 outcome = work.run(
                     self._request(case, allow, chosen),
                     stop=stop,
-                    on_phase=lambda phase: self._phase(case, phase, lease, stop),
+                    on_phase=lambda phase: self._phase(case, phase, lease, stop, span),
                 )
                 lease.check()
         except CaptureFailed as error:
@@ -209,7 +210,8 @@ class Captures:
             "extra": case.extra,
         }
 
-    def _phase(self, case: _Case, phase: str, lease: CheckpointLease, stop: work.Stop) -> None:
+    def _phase(self, case: _Case, phase: str, lease: CheckpointLease, stop: work.Stop, span: Span) -> None:
+        span.phase(phase)
         log.info(f"capture: {phase}", phase=phase, **case.context)
         try:
             lease.check()

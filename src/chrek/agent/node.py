@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chrek.agent.tracing import Tracer
 from chrek.errors import Reason, Refused
 from chrek.kube import names
 from chrek.runtime import Runtime
@@ -39,6 +40,7 @@ class Node:
         self.api = api
         self.events = events
         self.metrics = metrics
+        self.tracer = Tracer(config.tracing_endpoint, node=config.node)
         self._lock = threading.Lock()
         self._runtime: Runtime | None = None
 

@@ -126,11 +126,13 @@ class Restores:
         metrics = self._node.metrics
         metrics.under_way("restore", 1)
         try:
-            outcome = work.run(
-                request,
-                stop=work.Stop(),
-                on_phase=lambda phase: log.info(f"restore: {phase}", phase=phase, **context),
-            )
+            with self._node.tracer.span("restore", context) as span:
+
+                def on_phase(phase: str) -> None:
+                    span.phase(phase)
+                    log.info(f"restore: {phase}", phase=phase, **context)
+
+                outcome = work.run(request, stop=work.Stop(), on_phase=on_phase)
         except ChrekError as error:
             if error.reason is Reason.CLAIM_LOST:
                 log.info(error.message, **context)
