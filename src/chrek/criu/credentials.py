@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chrek.criu.images import matching, read_all, read_one
+from chrek.criu.images import matching, open_regular, read_all, read_one
 from chrek.criu.messages import Core, GhostFile, Inventory, NamespaceIds, PstreeEntry, Seccomp
 from chrek.errors import Reason, Refused
 from chrek.system import procfs
@@ -114,7 +114,7 @@ def read_first(directory: int, name: str) -> Iterable[GhostFile]:
     Raises:
         Refused: ``CORRUPT``.
     """
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    fd = open_regular(directory, name)
     try:
         head = os.pread(fd, 1 << 16, 0)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -32,20 +33,32 @@ def _corrupt(name: str, what: str) -> Refused:
     return Refused(Reason.CORRUPT, f"images/{name}: {what}.")
 
 
+def open_regular(directory: int, name: str) -> int:
+    """Open the image *name* for reading in the directory behind the descriptor; no link is followed.
+
+    Raises:
+        Refused: ``CORRUPT``, when it is not a regular file.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
+    except OSError as error:
+        raise _corrupt(name, f"cannot be opened ({error.strerror})") from error
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise _corrupt(name, "it is no regular file")
+
+
 def read_bytes(directory: int, name: str) -> bytes:
     """Read the image *name* in the directory behind the descriptor; no link is followed.
 
     Raises:
         Refused: ``CORRUPT``, when it is not a regular file of sane size.
     """
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
-    except OSError as error:
-        raise _corrupt(name, f"cannot be opened ({error.strerror})") from error
-    with open(fd, "rb") as file:
-        info = os.fstat(fd)
-        if info.st_size > MAX_IMAGE_BYTES:
-            raise _corrupt(name, f"{info.st_size} bytes are more than an image can have")
+    with open(open_regular(directory, name), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_IMAGE_BYTES:
+            raise _corrupt(name, f"{size} bytes are more than an image can have")
         try:
             return file.read(MAX_IMAGE_BYTES + 1)
         except OSError as error:

@@ -19,7 +19,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chrek.criu.images import Image, matching
+from chrek.criu.images import Image, matching, read_one
 from chrek.criu.messages import Core, Memory, PagemapEntry, PagemapHead
 from chrek.errors import CaptureFailed, Reason
 from chrek.system.ids import NsPid
@@ -78,7 +78,7 @@ def read(directory: int) -> list[Process]:
     found = []
     for pid, name in matching(directory, r"pagemap-(\d+)\.img").items():
         image: Image[PagemapEntry] = Image.read(directory, name)
-        head = PagemapHead.decode(image.entries[0])
+        head = read_one(directory, name, PagemapHead)
         found.append(Process(NsPid(pid), image, head.pages_id, list(image.decode(PagemapEntry, 1))))
     return found
 
