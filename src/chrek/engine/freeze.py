@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from chrek.artifact import Application, FileEntry, SideFile, Volume
 from chrek.criu import pagemaps
-from chrek.engine import sidefiles
-from chrek.engine import facts
+from chrek.engine import facts, sidefiles
 from chrek.errors import CaptureFailed, Reason
 from chrek.memory.capture import Captured, capture
 from chrek.memory.ranges import PageRun, Range
