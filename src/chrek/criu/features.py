@@ -1,6 +1,6 @@
 """What CRIU finds out about the kernel, asked for once a boot instead of at every start.
 
-CRIU begins by probing the kernel, 40 to 90 ms of a dump of 60 to 120 (CRIU 4.2.1, 2-core EPYC), and keeps the
+CRIU begins by probing the kernel (``criu check`` takes 0.10 s with it, 0.04 s without; CRIU 4.2.1, 2-core EPYC), and keeps the
 result in ``/run/criu.kdat``: read unchecked, from the mount namespace it works in, so from a file that a
 container can plant. The bundle's CRIU looks for ``criu.kdat`` in its working directory instead, which CRIU enters
 before it looks and which is always a directory of ours; `lend` puts the cache there.
