@@ -177,7 +177,8 @@ def test_agent_image_runs_the_command_line(workspace: Workspace, builder: Builde
     workspace.ready("agent")
     version = workspace.exec("agent", "chrek", "--version")
     assert (version.status, version.output.split()[0]) == (0, "chrek")
-    client = "import sys; sys.path[:0] = ['/opt/chrek/lib', '/opt/chrek/lib/site-packages']; import chrek.agent.main, chrek.cli.program, rich.progress"
+    paths = "sys.path[:0] = ['/opt/chrek/lib', '/opt/chrek/lib/site-packages']"
+    client = f"import sys; {paths}; import chrek.agent.main, chrek.cli.program, rich.progress"
     imported = workspace.exec("agent", "/opt/chrek/bin/python3", "-IS", "-c", client)
     assert (imported.status, imported.output) == (0, "")
 
