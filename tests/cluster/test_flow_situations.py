@@ -189,7 +189,7 @@ def test_changed_manifest(place: Place) -> None:
 def test_planted_files(place: Place) -> None:
     """A pipe as the ready file is no ready file; a signal path that leads out through a link is not followed."""
     manifest = flow.job("planted", "planted", image=place.image)
-    script = "mkfifo /tmp/fifo; ln -s /etc /tmp/way; cat /tmp/fifo"
+    script = "mkfifo /tmp/fifo; ln -s /etc /tmp/way; sleep 1000"
     _main(manifest)["args"] = [COMMAND[0], "bash", "-c", script]
     _main(manifest)["readinessProbe"] = {"exec": {"command": ["test", "-p", "/tmp/fifo"]}, "periodSeconds": 1}
     _variable(manifest, "DYN_CHECKPOINT_READY_FILE", "/tmp/fifo")

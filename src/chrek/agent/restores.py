@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chrek.agent import log, work
@@ -27,7 +28,6 @@ from chrek.system import initstate
 if TYPE_CHECKING:
     from chrek.kube import Pod, PodContainer
     from chrek.runtime.container import Container as RuntimeContainer
-    from chrek.system.initpublish import InitState
 
 SOON: Final = 0.1
 LATER: Final = 1.0
@@ -40,6 +40,37 @@ SHORT_LIVES: Final = 3
 """Restored starts in a row that may end within a minute."""
 
 
+@dataclass(frozen=True)
+class _Start:
+    """How a container came to run: ``restored`` or ``cold``, why, and how many seconds after its own start."""
+
+    mode: str
+    reason: str
+    seconds: float
+    checkpoint_id: str
+
+    @property
+    def how(self) -> str:
+        return "restored" if self.mode == "restored" else f"cold/{self.reason or 'NONE'}"
+
+    @property
+    def value(self) -> str:
+        """The annotation's value."""
+        return f"{self.how} seconds={self.seconds:.3f}"
+
+    @property
+    def failed(self) -> bool:
+        """Whether a restore was meant and did not work out."""
+        return self.reason in Reason.__members__ and self.reason != Reason.NOT_FOUND.code
+
+    def restored_words(self, container: str) -> str:
+        return f"Container {container} runs from checkpoint {self.checkpoint_id}, {self.seconds:.2f} s after its start."
+
+    def cold_words(self, container: str) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return f"Container {container} started cold{why}, not from checkpoint {self.checkpoint_id}."
+
+
 class Restores:
     """The restores and starts of one node."""
 
@@ -47,7 +78,7 @@ class Restores:
         self._node = node
         self._lock = threading.Lock()
         # Only to save work and double counts within one life: the truth is in the annotation.
-        self._reported: dict[str, str] = {}
+        self._reported: set[str] = set()
         self._told: set[str] = set()
         self._streaks: dict[str, int] = {}
 
@@ -56,7 +87,7 @@ class Restores:
         with self._lock:
             for each in pod.containers:
                 key = each.id.rpartition("://")[2]
-                self._reported.pop(key, None)
+                self._reported.discard(key)
                 self._told.discard(key)
                 self._streaks.pop(key, None)
 
@@ -81,7 +112,8 @@ class Restores:
             case "waiting" if wish is Wish.RESTORE:
                 return self._restore(pod, chosen, runtime)
             case "restored" | "cold":
-                self._report(pod, runtime, state)
+                how = _Start(state.mode, state.reason, state.seconds or 0.0, state.checkpoint_id)
+                self._report(pod, runtime, how)
                 return None
             case "waiting":
                 return LATER
@@ -146,7 +178,13 @@ class Restores:
         log.info(f"restored in {outcome['seconds']:.2f} s", seconds=outcome["seconds"], **context)
         metrics.ended("restore", "restored")
         metrics.measured("restore", seconds=outcome["seconds"], size=outcome["bytes"], phases=outcome["phases"])
-        return 0.0
+        # At once: an application that ends in the next moment was restored all the same.
+        since = time.time() - runtime.started_at / 1e9
+        with suppress(Refused):
+            state = initstate.read_state(runtime.pid)
+            since = state.seconds if state.mode == "restored" and state.seconds is not None else since
+        self._report(pod, runtime, _Start("restored", "", since, str(request["id"])))
+        return None
 
     def _failed(self, pod: Pod, runtime: RuntimeContainer, error: ChrekError, context: dict[str, object]) -> None:
         log.warning(str(error), reason=error.reason.code, **context)
@@ -197,34 +235,30 @@ class Restores:
 
     # --- reporting --------------------------------------------------------------------------------------------
 
-    def _report(self, pod: Pod, runtime: RuntimeContainer, state: InitState) -> None:
+    def _report(self, pod: Pod, runtime: RuntimeContainer, start: _Start) -> None:
         """Say how a container started: event, annotation, metric."""
-        how = "restored" if state.mode == "restored" else f"cold/{state.reason or 'NONE'}"
-        value = f"{how} seconds={state.seconds or 0:.3f}"
-        if pod.annotations.get(names.START_ANNOTATION) == value or self._reported.get(runtime.id) == value:
+        if pod.annotations.get(names.START_ANNOTATION) == start.value or runtime.id in self._reported:
             return
-        if state.mode == "restored":
-            self._node.tell(pod, EventReason.RESTORED, _restored_words(state, runtime), runtime)
+        if start.mode == "restored":
+            self._node.tell(pod, EventReason.RESTORED, start.restored_words(runtime.name), runtime)
         else:
-            self._node.tell(pod, EventReason.STARTED_COLD, _cold_words(state, runtime), runtime)
-            if state.reason in Reason.__members__ and state.reason != "NOT_FOUND" and runtime.id not in self._told:
-                reason = Reason[state.reason]
-                self._node.tell(
-                    pod, EventReason.RESTORE_FAILED, f"{reason.code}: {reason.summary} {reason.cure}", runtime
-                )
+            self._node.tell(pod, EventReason.STARTED_COLD, start.cold_words(runtime.name), runtime)
+            if start.failed and runtime.id not in self._told:
+                reason = Reason[start.reason]
+                words = f"{reason.code}: {reason.summary} {reason.cure}"
+                self._node.tell(pod, EventReason.RESTORE_FAILED, words, runtime)
         streak = self._streaks.get(runtime.id, 0)
-        annotations = {names.START_ANNOTATION: value, names.GIVEN_UP_ANNOTATION: str(streak) if streak else None}
+        counter = str(streak) if streak else None
         try:
-            annotate(self._node.api, pod, annotations)
+            annotate(self._node.api, pod, {names.START_ANNOTATION: start.value, names.GIVEN_UP_ANNOTATION: counter})
         except ApiFailed as error:
             if error.status not in (404, 422):  # the pod is gone
                 raise
-        self._reported[runtime.id] = value
-        self._node.metrics.started(state.mode, state.reason)
-        log.info(
-            f"started {how}", pod=str(pod), id=state.checkpoint_id, container=runtime.id[:12],
-            reason=state.reason, seconds=state.seconds,
-        )  # fmt: skip
+        with self._lock:
+            self._reported.add(runtime.id)
+        self._node.metrics.started(start.mode, start.reason)
+        context = {"pod": str(pod), "id": start.checkpoint_id, "container": runtime.id[:12]}
+        log.info(f"started {start.how}", reason=start.reason, seconds=start.seconds, **context)
 
     def _no_init(self, pod: Pod, runtime: RuntimeContainer, wish: Wish, error: Refused) -> float | None:
         """Judge a container whose PID 1 is not ChReK's init, or not yet."""
@@ -236,15 +270,6 @@ class Restores:
             log.warning(str(refused), reason=refused.reason.code, pod=str(pod), container=runtime.id[:12])
             self._node.events.post_error(pod, EventReason.RESTORE_REFUSED, refused, container_id=runtime.id)
         return None
-
-
-def _restored_words(state: InitState, runtime: RuntimeContainer) -> str:
-    return f"Container {runtime.name} runs from checkpoint {state.checkpoint_id}, {state.seconds or 0:.2f} s after its start."
-
-
-def _cold_words(state: InitState, runtime: RuntimeContainer) -> str:
-    why = f": {state.reason}" if state.reason else ""
-    return f"Container {runtime.name} started cold{why}, not from checkpoint {state.checkpoint_id}."
 
 
 def _waits(runtime: RuntimeContainer) -> bool:
