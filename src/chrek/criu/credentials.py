@@ -203,23 +203,23 @@ def _check_label(process: int, creds: Credentials, label: str | None) -> None:
 
 def _check_seccomp(process: int, core: Core, limit: Status, filters: list[int | None]) -> None:
     assert core.thread is not None
-    if not limit.seccomp:
-        return
     length = 0
     position = core.thread.seccomp_filter if core.thread.seccomp_mode == _SECCOMP_FILTER else None
-    while position is not None and length <= len(filters):
+    while position is not None:
         length += 1
-        position = filters[position] if position < len(filters) else None
-    if length < limit.seccomp_filters:
+        # In a circle CRIU would go on for ever.
+        if position >= len(filters) or length > len(filters):
+            raise Refused(Reason.CORRUPT, f"images/seccomp.img: the filters of process {process} have no first one.")
+        position = filters[position]
+    if limit.seccomp and length < limit.seccomp_filters:
         raise _exceeded(process, f"{length} seccomp filters", f"{limit.seccomp_filters}")
 
 
 def _filters(directory: int) -> list[int | None]:
-    """Return for each filter in the images the number of the one installed before it."""
+    """Return for each filter in the images the number of the one installed before it; CRIU reads one entry."""
     if "seccomp.img" not in os.listdir(directory):
         return []
-    found = read_all(directory, "seccomp.img", Seccomp)
-    return [entry.previous for image in found for entry in image.filters]
+    return [entry.previous for image in read_all(directory, "seccomp.img", Seccomp)[:1] for entry in image.filters]
 
 
 def _check_limits(process: int, core: Core, hard: list[int]) -> None:
