@@ -1,0 +1,157 @@
+"""The chart's own agent, from its own image, takes and restores checkpoints with the guide's own manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster import flow
+from cluster.appimage import APPS
+from cluster.builder import Builder
+from cluster.kube import Cluster, ClusterError
+from cluster.kube.images import pack
+from cluster.kube.layout import CHECKOUT, KUBELET_ROOT
+from cluster.workspace import Workspace, kubernetes
+from containers.layout import base_root
+
+pytestmark = pytest.mark.timeout(900)
+CHART = str(CHECKOUT / "deploy" / "helm" / "charts" / "chrek")
+BASE, ENABLED, AGENT = "localhost/my-app:1", "localhost/my-app:checkpoint-enabled", "localhost/chrek-agent:0.1.0"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A namespace in which the chart is installed."""
+
+    workspace: Workspace
+    store: Path
+
+    def kubectl(self, *words: str) -> str:
+        """Run kubectl in the namespace."""
+        return self.workspace.cluster.kubectl("--namespace", self.workspace.namespace, *words)
+
+
+def _make_base(builder: Builder) -> None:
+    """The guide's server on Debian with Python, which knows nothing of ChReK."""
+    with tempfile.TemporaryDirectory(dir=CHECKOUT / ".cache") as temporary:
+        root, archive = Path(temporary, "root"), Path(temporary, "image.tar")
+        subprocess.run(["cp", "-al", str(base_root()), str(root)], check=True)
+        shutil.rmtree(root / "opt/chrek")
+        for program in (root / "usr/local/bin").iterdir():
+            program.unlink()
+        shutil.copytree(APPS, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
+        pack(name=BASE, root=root, archive=archive, command=["python3", "/app/server.py"])
+        builder.pull_archive(archive)
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster) -> Iterator[Installed]:
+    """Build both images, then install the chart as the guide does."""
+    builder = Builder(cluster)
+    builder.make_debian()
+    _make_base(builder)
+    done = builder.checkpoint_enable(BASE, ENABLED)
+    assert done.status == 0, done.output
+    done = builder.build("--target", "agent", "--tag", AGENT)
+    assert done.status == 0, done.output
+    for image in (ENABLED, AGENT):
+        builder.load(image)
+    name = f"my-app-{os.getpid()}"
+    store = cluster.layout.run / f"{name}-store"
+    flow.remove_signals()
+    with Workspace.make(cluster, name) as workspace:
+        workspace.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": name},
+                "spec": {
+                    "capacity": {"storage": "100Gi"},
+                    "accessModes": ["ReadWriteMany"],
+                    "storageClassName": name,
+                    "hostPath": {"path": str(store), "type": "DirectoryOrCreate"},
+                },
+            }
+        )
+        values = ["storage.pvc.size=100Gi", f"storage.pvc.storageClass={name}"]
+        values.append(f"containerRuntime.storage={cluster.layout.containerd_root}")
+        options = [word for value in values for word in ("--set", value)]
+        cluster.helm("install", "chrek", CHART, "--namespace", name, *options, "--wait", "--timeout=120s")
+        try:
+            yield Installed(workspace, store)
+        finally:
+            cluster.helm("uninstall", "chrek", "--namespace", name)
+            workspace.core.delete_persistent_volume(name)
+            flow.remove_signals()
+
+
+def test_agent_is_ready_with_everything_it_needs(installed: Installed) -> None:
+    """`chrek doctor` in the agent's pod finds nothing missing, and `chrek list` the store."""
+    doctor = installed.kubectl("exec", "daemonset/chrek-agent", "--", "chrek", "doctor", "--json")
+    said = json.loads(doctor)
+    assert said["ok"], said["findings"]
+    assert "No checkpoints" in installed.kubectl("exec", "daemonset/chrek-agent", "--", "chrek", "list")
+
+
+def test_seccomp_profile_is_on_the_node(installed: Installed) -> None:
+    """A pod that names the installed profile runs under it."""
+    profile = KUBELET_ROOT / "seccomp" / "chrek" / "block-io-uring.json"
+    assert json.loads(profile.read_text())["defaultAction"] == "SCMP_ACT_ALLOW"
+    manifest = flow.restored("filtered", "none", image=ENABLED)
+    manifest["metadata"]["labels"] = {}
+    (main,) = manifest["spec"]["containers"]
+    main["env"] = []
+    main["securityContext"] = {
+        "seccompProfile": {"type": "Localhost", "localhostProfile": "chrek/block-io-uring.json"},
+    }
+    installed.workspace.apply(manifest)
+    installed.workspace.ready("filtered")
+    assert "Seccomp:\t2" in installed.workspace.exec("filtered", "cat", "/proc/1/status").output
+
+
+def test_guide_from_job_to_restored_pod(installed: Installed) -> None:
+    """The guide's Job completes, `chrek list` shows its checkpoint, and the guide's Pod goes on from there."""
+    workspace = installed.workspace
+    workspace.apply(flow.example(workspace, "guide/checkpoint-job.yaml", image=ENABLED))
+    workspace.wait(
+        kubernetes.client.BatchV1Api(workspace.api).list_namespaced_job,
+        lambda job: any(each.type == "Complete" and each.status == "True" for each in job.status.conditions or []),
+        what="checkpoint job complete",
+        seconds=120,
+    )
+    token = flow.token(installed.kubectl("logs", "job/checkpoint-my-model", "--container=main"))
+    assert "abc123def456" in installed.kubectl("exec", "daemonset/chrek-agent", "--", "chrek", "list")
+    workspace.apply(flow.example(workspace, "guide/restore-pod.yaml", image=ENABLED))
+    workspace.ready("my-app-restored")
+    assert flow.wait_annotation(workspace, "my-app-restored", flow.START).startswith("restored")
+    pod = workspace.core.read_namespaced_pod("my-app-restored", workspace.namespace)
+    workspace.wait_log("my-app-restored", "serving")
+    assert flow.ask(pod)["token"] == token
+
+
+def test_unprivileged_pod_is_captured_and_restored_by_the_agent(installed: Installed) -> None:
+    """Neither pod has a privilege or a volume, and the second goes on from where the first was captured."""
+    workspace = installed.workspace
+    workspace.apply(flow.job("source", "unprivileged", image=ENABLED))
+    assert workspace.ended("source").status.phase == "Succeeded", workspace.logs("source")
+    token = flow.token(workspace.logs("source"))
+    workspace.apply(flow.restored("restored", "unprivileged", image=ENABLED))
+    pod = workspace.ready("restored")
+    assert flow.wait_annotation(workspace, "restored", flow.START).startswith("restored")
+    assert flow.ask(pod)["token"] == token
+
+
+def test_uninstall_needs_no_agent_to_delete_pods(installed: Installed) -> None:
+    """Nothing that ChReK puts on pods (finalizers above all) keeps them from being deleted."""
+    with pytest.raises(ClusterError, match="NotFound"):
+        installed.kubectl("get", "pod", "nobody")
+    for each in installed.workspace.core.list_namespaced_pod(installed.workspace.namespace).items:
+        assert not each.metadata.finalizers or each.metadata.owner_references
