@@ -26,6 +26,7 @@ from chrek.store import Store, open_checkpoint
 from chrek.system import initstate
 
 if TYPE_CHECKING:
+    from chrek.artifact import Provenance
     from chrek.kube import Pod, PodContainer
     from chrek.runtime.container import Container as RuntimeContainer
 
@@ -124,14 +125,14 @@ class Restores:
     def _restore(self, pod: Pod, chosen: PodContainer, runtime: RuntimeContainer) -> float | None:
         context: dict[str, object] = {"pod": str(pod), "container": runtime.id[:12]}
         refusal: ChrekError | None = None
-        checkpoint_id, allow = "", frozenset[Reason]()
+        checkpoint_id, path, allow = "", self._node.config.store_of(pod.namespace), frozenset[Reason]()
         try:
             require_supported(pod)
             checkpoint_id = selection.for_restore(pod, runtime.environment).checkpoint_id
             context["id"] = checkpoint_id
             allow = allowed(pod) | _allowed_by_environment(runtime)
             self._check_streak(pod, chosen, runtime)
-            self._check_owner(pod, runtime, checkpoint_id, allow)
+            path = self._find(pod, runtime, checkpoint_id, allow)
         except ChrekError as error:
             if isinstance(error, ApiFailed):
                 raise
@@ -142,7 +143,7 @@ class Restores:
             "verb": "restore",
             "pid1": runtime.pid,
             "by": f"the agent of node {self._node.config.node}",
-            "store": self._node.config.store_of(pod.namespace),
+            "store": path,
             "id": checkpoint_id,
             "verify": runtime.environment.get("CHREK_VERIFY", self._node.config.verify).lower(),
             "deadline": DEADLINE,
@@ -198,25 +199,39 @@ class Restores:
             with suppress(ApiFailed):
                 self._node.events.post_error(pod, kind, error, container_id=runtime.id)
 
-    def _check_owner(self, pod: Pod, runtime: RuntimeContainer, checkpoint_id: str, allow: frozenset[Reason]) -> None:
-        """Look at whose checkpoint it is, and of which image; the rest is the engine's to compare.
+    def _find(self, pod: Pod, runtime: RuntimeContainer, checkpoint_id: str, allow: frozenset[Reason]) -> str:
+        """Return the store that has the checkpoint; look at whose it is, and of which image. The rest is the engine's.
 
         Raises:
             Refused: NOT_FOUND, TENANT_MISMATCH, IMAGE_MISMATCH, or what makes it unreadable.
         """
         config = self._node.config
-        with Store.open(config.store_of(pod.namespace)) as store, open_checkpoint(store, checkpoint_id) as found:
-            there = found.manifest.provenance
+        path, there = self._look_up(pod.namespace, checkpoint_id)
         if not config.may_use(owner=there.namespace, user=pod.namespace):
-            message = (
-                f"Checkpoint {checkpoint_id} was taken in namespace {there.namespace}, this pod is in {pod.namespace}."
-            )
+            owner = there.namespace or "none"
+            message = f"Checkpoint {checkpoint_id} was taken in namespace {owner}, this pod is in {pod.namespace}."
             raise Refused(Reason.TENANT_MISMATCH, message)
         here = image_of(runtime)
         known = bool(there.image) and (there.image or "").startswith("sha256:") and here.startswith("sha256:")
         if known and there.image != here and Reason.IMAGE_MISMATCH not in allow:
             message = f"Checkpoint {checkpoint_id} was taken of image {there.image}; this container's is {here}."
             raise Refused(Reason.IMAGE_MISMATCH, message)
+        return path
+
+    def _look_up(self, namespace: str, checkpoint_id: str) -> tuple[str, Provenance]:
+        """Return where a checkpoint is: the namespace's own first, then those that others share with it."""
+        config = self._node.config
+        absent: Refused | None = None
+        for owner in (namespace, *(owner for owner, users in config.share_with.items() if namespace in users)):
+            path = config.store_of(owner)
+            try:
+                with Store.open(path) as store, open_checkpoint(store, checkpoint_id) as found:
+                    return path, found.manifest.provenance
+            except Refused as error:
+                if error.reason is not Reason.NOT_FOUND:
+                    raise
+                absent = absent or error
+        raise absent or Refused(Reason.NOT_FOUND, f"There is no checkpoint {checkpoint_id!r}.")
 
     def _check_streak(self, pod: Pod, chosen: PodContainer, runtime: RuntimeContainer) -> None:
         """Give up on an application that does not live once restored.
