@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SOCK_STREAM, _IPPROTO_TCP = 1, 6
 _TCP_CLOSE, _TCP_LISTEN = 7, 10
 _INETSK = 4
+_MAPPED = [0, 0, 0xFFFF0000]
+"""First words of ``::ffff:a.b.c.d``."""
 
 _End = tuple[tuple[int, ...], int]
 
@@ -69,17 +71,19 @@ def _close(socket: InetSocket) -> None:
 
 
 def _source(socket: InetSocket) -> _End:
-    return tuple(socket.source), socket.source_port
+    return _plain(socket.source), socket.source_port
 
 
 def _destination(socket: InetSocket) -> _End:
-    return tuple(socket.destination), socket.destination_port
+    return _plain(socket.destination), socket.destination_port
+
+
+def _plain(address: list[int]) -> tuple[int, ...]:
+    """Return an IPv4 address as such: of a connection made by IPv4 to a server of both, one end has it mapped."""
+    return tuple(address[3:] if address[:3] == _MAPPED else address)
 
 
 def _is_loopback(address: list[int]) -> bool:
     """Whether the address is there in every network namespace; words are in network byte order."""
-    if len(address) == 4:
-        if address == [0, 0, 0, 0x01000000]:
-            return True
-        address = address[3:] if address[:3] == [0, 0, 0xFFFF0000] else []
-    return len(address) == 1 and address[0] & 0xFF == 127
+    words = _plain(address)
+    return words == (0, 0, 0, 0x01000000) or (len(words) == 1 and words[0] & 0xFF == 127)
