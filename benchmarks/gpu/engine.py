@@ -336,6 +336,7 @@ def main() -> None:
     parser.add_argument("--pooled", default="60", help="GB, for the pool alone; before the last of --sizes")
     parser.add_argument("--ways", default="stock,transparent,pooled")
     parser.add_argument("--rounds", type=int, default=2, help="restores of each checkpoint")
+    parser.add_argument("--skip-link", action="store_true", help="do not measure the link")
     parser.add_argument("--worker", type=json.loads)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -348,9 +349,11 @@ def main() -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     stock = Stock(Bundle.find().path, directory)
-    results: Sample = {"machine": machine(stock), "link": link(), "sizes": []}
+    results: Sample = {"machine": machine(stock), "link": {} if arguments.skip_link else link(), "sizes": []}
     sizes = [(float(size), arguments.ways.split(",")) for size in filter(None, arguments.sizes.split(","))]
     sizes[-1:-1] = [(float(size), ["pooled"]) for size in filter(None, arguments.pooled.split(","))]
+    if arguments.ways == "pooled":
+        sizes = [(float(size), ["pooled"]) for size in f"{arguments.sizes},{arguments.pooled}".split(",") if size]
     for gigabytes, ways in sizes:
         results["sizes"].append(measure(directory, gigabytes, ways, stock, arguments.rounds))
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -64,8 +64,8 @@ def build(torch: Torch, gigabytes: float, pool: TensorPool | None) -> Callable[[
         torch.cuda.synchronize()
         return bool(torch.equal(result, reference))
 
-    # The graph knows addresses only: without a reference the weights would be freed, and their memory used again.
-    compute.weights = weights  # type: ignore[attr-defined]
+    # The graph knows addresses only: without a reference its inputs would be freed, and their memory used again.
+    compute.inputs = weights, x  # type: ignore[attr-defined]
     return compute
 
 

@@ -41,8 +41,8 @@ def model(gigabytes: float, pool: TensorPool | None) -> Callable[[], str]:
     with torch.cuda.graph(graph):
         forward()
 
-    def answer(*, _kept: list[torch.Tensor] = weights) -> str:
-        # The graph knows addresses only: without a reference the weights would be freed, and their memory used again.
+    def answer(*, _kept: object = (weights, given)) -> str:
+        # The graph knows addresses only: without a reference its inputs would be freed, and their memory used again.
         result.zero_()
         graph.replay()
         torch.cuda.synchronize()
