@@ -45,7 +45,7 @@ def _names(options: tuple[str, ...]) -> list[str]:
 def memberships(pid: int) -> dict[str, str]:
     """Map each controller (``""`` for version 2) to the path of *pid*'s group; empty when it is gone."""
     found = {}
-    for line in (procfs.read_text(pid, "cgroup") or "").splitlines():
+    for line in procfs.lines(pid, "cgroup"):
         _, controllers, path = line.split(":", 2)
         for name in controllers.split(","):
             found[name] = path

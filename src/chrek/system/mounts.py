@@ -63,5 +63,4 @@ def parse(line: str) -> Mount:
 
 def mounts(pid: int) -> list[Mount]:
     """Return the mounts of *pid*'s namespace, in the order they were made; empty when it is gone."""
-    text = procfs.read_text(pid, "mountinfo") or ""
-    return [parse(line) for line in text.splitlines()]
+    return [parse(line) for line in procfs.lines(pid, "mountinfo")]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chrek.system.ids import HostPid, NsPid
@@ -53,11 +52,23 @@ class Status:
 
 
 def read_text(pid: int, name: str) -> str | None:
-    """Return a file of ``/proc/PID``, or None when the process is gone."""
+    """Return a file of ``/proc/PID`` as it is, or None when the process is gone."""
     try:
-        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="surrogateescape")
+        # Names and values in it are the process's own: a carriage return stays one, and ends no line.
+        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return file.read()
     except GONE:
         return None
+
+
+def lines(pid: int, name: str) -> list[str]:
+    """Return the lines of a file of ``/proc/PID``, none when the process is gone.
+
+    Only the newline ends a line: the kernel escapes it in names, and nothing else that `str.splitlines` takes
+    for an end, so that a process could make lines of its own.
+    """
+    text = read_text(pid, name)
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def status(pid: int) -> Status | None:
@@ -65,7 +76,7 @@ def status(pid: int) -> Status | None:
     text = read_text(pid, "status")
     if text is None:
         return None
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in text.split("\n") if ":" in line)
 
     def numbers(key: str) -> tuple[int, ...]:
         return tuple(int(word) for word in fields.get(key, "").split() if word.isdigit())
@@ -191,8 +202,7 @@ def descriptors(pid: HostPid) -> Iterator[Descriptor]:
             target = os.readlink(f"/proc/{pid}/fd/{number}")
         except GONE:
             continue
-        info = read_text(pid, f"fdinfo/{number}") or ""
-        fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in lines(pid, f"fdinfo/{number}") if ":" in line)
         flags, mount = fields.get("flags", "0").strip(), fields.get("mnt_id", "-1").strip()
         yield Descriptor(number, target, int(flags, 8), int(mount))
 
@@ -225,9 +235,8 @@ _MAPS = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)
 
 def mappings(pid: HostPid) -> list[Mapping]:
     """Return the memory areas of *pid*; empty when it is gone."""
-    text = read_text(pid, "maps") or ""
     found = []
-    for line in text.splitlines():
+    for line in lines(pid, "maps"):
         match = _MAPS.fullmatch(line)
         if match:
             start, end, permissions, offset, device, inode, path = match.groups()
