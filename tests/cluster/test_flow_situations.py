@@ -15,6 +15,7 @@ from cluster import flow
 from cluster.appimage import COMMAND
 from cluster.kube import Cluster
 from cluster.kube.layout import BUSYBOX_IMAGE
+from cluster.kube.processes import wait_for
 from cluster.place import Place, make_place
 from cluster.workspace import Manifest
 
@@ -268,3 +269,33 @@ def test_agent_killed_during_a_capture(place: Place) -> None:
     assert flow.events(place.workspace, "long").count("CheckpointCreated") == 1
     marker = json.loads((place.agent.store / "long" / "checkpoint.done").read_text())
     assert marker["success"] is True
+
+
+def test_pod_deleted_during_a_capture(place: Place) -> None:
+    """Nothing is published of it, and the agent goes on."""
+    manifest = flow.job("deleted", "deleted", image=place.image)
+    _variable(manifest, "MODEL_MB", "400")
+    place.workspace.apply(manifest)
+    flow.wait_event(place.workspace, "deleted", "CheckpointStarted", seconds=60)
+    place.workspace.core.delete_namespaced_pod("deleted", place.workspace.namespace)
+    place.workspace.wait_gone("deleted")
+    wait_for("the capture's end", 30, lambda: place.agent.metric("chrek_operations_in_progress") == 0)
+    place.workspace.apply(flow.job("afterwards", "afterwards", image=place.image))
+    assert flow.wait_annotation(place.workspace, "afterwards", flow.RESULT).startswith("created ")
+    assert not (place.agent.store / ".staging" / "deleted").exists()
+
+
+def test_failing_readiness_probe(place: Place) -> None:
+    """A pod that is never ready is never captured, however long its ready file has been there."""
+    manifest = flow.job("never", "never", image=place.image)
+    _main(manifest)["readinessProbe"] = {"exec": {"command": ["false"]}, "periodSeconds": 1}
+    place.workspace.apply(manifest)
+    failing = place.workspace.wait(
+        place.workspace.core.list_namespaced_event,
+        lambda event: event.reason == "Unhealthy" and (event.count or 0) >= 3,
+        what="three failed probes",
+        field_selector="involvedObject.name=never",
+    )
+    assert failing
+    assert place.workspace.exec("never", "test", "-f", "/tmp/ready").status == 0
+    assert flow.events(place.workspace, "never") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,14 @@ from cluster.appimage import app_image
 from cluster.kube import Cluster
 from cluster.workspace import Workspace
 
+_numbers = itertools.count(1)
+
 
 @pytest.fixture
 def namespaces(cluster: Cluster) -> Iterator[tuple[Workspace, Workspace, Workspace]]:
     """Three namespaces: an owner, a friend and a stranger."""
-    names = [f"{name}-{os.getpid()}" for name in ("owner", "friend", "stranger")]
+    number = next(_numbers)
+    names = [f"{name}-{os.getpid()}-{number}" for name in ("owner", "friend", "stranger")]
     with (
         Workspace.make(cluster, names[0]) as owner,
         Workspace.make(cluster, names[1]) as friend,

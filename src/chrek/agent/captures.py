@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SOON: Final = 0.5
 LATER: Final = 2.0
+SHUTDOWN: Final = "the agent ends"
+_UNUSABLE: Final = frozenset({Reason.CORRUPT, Reason.FORMAT_TOO_NEW})
 _POD_UID, _CONTAINER_ID = "pod_uid", "container_id"
 
 
@@ -89,6 +91,7 @@ class Captures:
         self.slots.forget(pod.uid)
         for each in pod.containers:
             self._attempts.pop(plain_id(each.id), None)
+            self._concluded.discard(plain_id(each.id))
 
     def look(self, pod: Pod, chosen: PodContainer) -> float | None:
         """Do what is due for a pod; return in how many seconds to look again, None: when it changes.
@@ -132,18 +135,38 @@ class Captures:
             code = str(told.get("reason"))
             self._note(case, f"{'refused' if told.get('refused') is True else 'failed'}/{code}")
             return None
-        with suppress_not_found(), Store.open(case.store) as store:
-            with open_checkpoint(store, case.choice.checkpoint_id) as found:
-                if found.marker.extra.get(_CONTAINER_ID) == case.runtime.id:
-                    self._created(case, found.manifest)
-                    return None
-                if not _replace(case, found):
-                    self._skipped(case, found)
-                    return None
+        if self._exists(case):
+            return None
         with self.slots.take(
             f"{case.store}\0{case.choice.checkpoint_id}", gpus_of(case.runtime.spec), who=case.pod.uid
         ) as free:
             return self._capture(case, allow, chosen) if free else SOON
+
+    def _exists(self, case: _Case) -> bool:
+        """Deal with a checkpoint of this id that is there already; whether nothing is left to do.
+
+        Raises:
+            Refused: it is of something else, or unusable, and may not be replaced.
+        """
+        replaceable = case.pod.annotations.get(names.REPLACE_ANNOTATION) == "true"
+        try:
+            with Store.open(case.store) as store, open_checkpoint(store, case.choice.checkpoint_id) as found:
+                if found.marker.extra.get(_CONTAINER_ID) == case.runtime.id:
+                    self._created(case, found.manifest)
+                    return True
+                differing = _differences(case, found.manifest)
+                if not differing:
+                    self._skipped(case, found)
+                    return True
+        except Refused as error:
+            if error.reason is Reason.NOT_FOUND or (replaceable and error.reason in _UNUSABLE):
+                return False
+            raise
+        if replaceable:
+            return False
+        message = f"Checkpoint {case.choice.checkpoint_id} exists and is of something else: {'; '.join(differing)}."
+        cure = f'Use another id, delete the old one, or annotate the pod with {names.REPLACE_ANNOTATION}: "true".'
+        raise Refused(Reason.ID_IN_USE_DIFFERENT, message, cure=cure)
 
     def _capture(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> float | None:
         """Capture under the id's lease; say how it went."""
@@ -159,7 +182,6 @@ class Captures:
                     stop=stop,
                     on_phase=lambda phase: self._phase(case, phase, lease, stop, span),
                 )
-                lease.check()
         except CaptureFailed as error:
             if stop.asked == SHUTDOWN:
                 log.info("capture undone; the next agent begins anew", **case.context)
@@ -292,19 +314,6 @@ class Captures:
         self._concluded.add(case.runtime.id)
 
 
-SHUTDOWN: Final = "the agent ends"
-
-
-class suppress_not_found(suppress):  # noqa: N801 - a context manager, used like `suppress`
-    """Goes on after the block when there is no such checkpoint."""
-
-    def __init__(self) -> None:
-        super().__init__(Refused)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        return isinstance(error, Refused) and error.reason is Reason.NOT_FOUND
-
-
 def _concluded(pod: Pod, chosen: PodContainer) -> bool:
     """Whether the annotation says what came of this very container."""
     _, separator, container = pod.annotations.get(names.RESULT_ANNOTATION, "").rpartition(" container=")
@@ -328,22 +337,6 @@ def _is_ready(case: _Case) -> bool:
 def image_of(runtime: RuntimeContainer) -> str:
     """Return what says most about a container's image."""
     return runtime.image_digest or runtime.image_ref or runtime.image
-
-
-def _replace(case: _Case, found: Checkpoint) -> bool:
-    """Whether an existing checkpoint is to be replaced; false: it is of the same application.
-
-    Raises:
-        Refused: ID_IN_USE_DIFFERENT, or what makes the existing one unusable.
-    """
-    differing = list(_differences(case, found.manifest))
-    if not differing:
-        return False
-    if case.pod.annotations.get(names.REPLACE_ANNOTATION) == "true":
-        return True
-    message = f"Checkpoint {case.choice.checkpoint_id} exists and is of something else: {'; '.join(differing)}."
-    cure = f'Use another id, delete the old one, or annotate the pod with {names.REPLACE_ANNOTATION}: "true".'
-    raise Refused(Reason.ID_IN_USE_DIFFERENT, message, cure=cure)
 
 
 def _differences(case: _Case, manifest: Manifest) -> list[str]:
