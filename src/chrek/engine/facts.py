@@ -178,16 +178,21 @@ def build_id(fd: int) -> str | None:
     if len(header) < 64 or header[:5] != b"\x7fELF\x02":
         return None
     offset, size, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
-    table = os.pread(fd, min(size * count, 1 << 16), offset)
+    table = _read(fd, size * count, offset)
     if size < 56:
         return None
     for at in range(0, len(table) - 55, size):
         kind, _, start, _, _, length = struct.unpack_from("<IIQQQQ", table, at)
         if kind == _PT_NOTE:
-            found = _note(os.pread(fd, min(length, 1 << 16), start))
+            found = _note(_read(fd, length, start))
             if found:
                 return found
     return None
+
+
+def _read(fd: int, size: int, offset: int) -> bytes:
+    """Read a part that the file itself names: no more than a header needs, nothing past the largest offset."""
+    return os.pread(fd, min(size, 1 << 16), offset) if offset >> 63 == 0 else b""
 
 
 def _note(data: bytes) -> str | None:
