@@ -12,8 +12,8 @@ import time
 
 def load_model():
     token = random.SystemRandom().randbytes(8).hex()
-    size = int(os.environ.get("MODEL_MB", "24")) << 20
-    return {"token": token, "weights": random.Random(token).randbytes(size)}
+    numbers, size = random.Random(token), int(os.environ.get("MODEL_MB", "24"))
+    return {"token": token, "weights": b"".join(numbers.randbytes(1 << 20) for _ in range(size))}
 
 
 def main():
