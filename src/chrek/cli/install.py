@@ -49,31 +49,31 @@ def command(*, directory: Path, source: Path) -> None:
     click.echo(f"installed in {directory}; prefix the command with: {directory}/bin/restore-entrypoint --")
 
 
-def install(source: Path, target: Path) -> None:
-    """Copy the bundle and make it belong to its new place.
+def install(source: Path, target: Path, *, home: Path | None = None) -> None:
+    """Copy the bundle and make it belong to its new place; *home* is that place's name where it is another one.
 
     Raises:
         OSError: it cannot be read or written.
     """
     for name in ("bin", "lib", "criu", "licenses"):
         if (source / name).exists():
-            _copy(source / name, target / name)
+            # An init container may run again in the same volume.
+            shutil.rmtree(target / name, ignore_errors=True)
+            _copy(source / name, target / name, home or target)
     launcher = target / "bin/restore-entrypoint"
-    launcher.write_text(LAUNCHER.format(home=target))
+    launcher.write_text(LAUNCHER.format(home=home or target))
     launcher.chmod(0o755)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, home: Path) -> None:
     def copy(here: str, there: str) -> str:
         shutil.copyfile(here, there)
         shutil.copymode(here, there)
-        _move_paths(there, target.parent)
+        _move_paths(there, home)
         return there
 
     # Modes, not owners: the init container need not be root.
-    shutil.copytree(
-        source, target, symlinks=True, dirs_exist_ok=True, copy_function=copy, ignore=shutil.ignore_patterns(*_LEFT_OUT)
-    )
+    shutil.copytree(source, target, symlinks=True, copy_function=copy, ignore=shutil.ignore_patterns(*_LEFT_OUT))
 
 
 def _move_paths(file: str, home: Path) -> None:
