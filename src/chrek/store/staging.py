@@ -133,6 +133,8 @@ class Staging:
             threads = workers or os.cpu_count() or 1
             todo = found.keys() - entries.keys() - _OWN
             large = {path for path in todo if found[path] >= _LARGE}
+            if len(large) >= threads:
+                large.clear()  # a thread for each keeps all of them busy, and none waits for the end of a file
             with ThreadPoolExecutor(threads) as pool:
                 small = sorted(todo - large)
                 entries.update(zip(small, pool.map(self._digest_one, small), strict=True))
