@@ -127,6 +127,8 @@ def test_guide_from_job_to_restored_pod(installed: Installed) -> None:
         what="checkpoint job complete",
         seconds=120,
     )
+    said = flow.events(workspace, flow.pod_of_job(workspace, "checkpoint-my-model"))
+    assert "CheckpointCreated" in said, said
     token = flow.token(installed.kubectl("logs", "job/checkpoint-my-model", "--container=main"))
     assert "abc123def456" in installed.kubectl("exec", "daemonset/chrek-agent", "--", "chrek", "list")
     workspace.apply(flow.example(workspace, "guide/restore-pod.yaml", image=ENABLED))
