@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import socket
 import stat
 import threading
 from collections.abc import Callable, Collection
@@ -257,7 +258,7 @@ def _any_or_loopback(hexadecimal: str) -> bool:
 def _address(local: str) -> str:
     host, port = local.split(":")
     address = _bytes(host)
-    text = ".".join(map(str, address)) if len(address) == 4 else address.hex(":", 2)
+    text = socket.inet_ntop(socket.AF_INET, address) if len(address) == 4 else f"[{socket.inet_ntop(socket.AF_INET6, address)}]"
     return f"{text}:{int(port, 16)}"
 
 
