@@ -13,10 +13,10 @@ import pytest
 from chrek.system import procfs
 from cluster import flow
 from cluster.agents import Agent
-from cluster.appimage import agent_image, app_image, plain_image
+from cluster.appimage import app_image
 from cluster.kube import Cluster
 from cluster.place import NOTHING, Place, make_place
-from cluster.workspace import Manifest, Workspace
+from cluster.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -79,33 +79,6 @@ def test_less_memory_is_refused_and_starts_cold(place: Place) -> None:
     assert place.start(small).startswith("cold/MEMORY_LIMIT ")
     assert place.ask("small")["token"] != place.token
     assert flow.events(place.workspace, "small") == ["RestoreRefused", "StartedCold"]
-
-
-def test_unmodified_image_with_the_bundle_from_an_init_container(place: Place) -> None:
-    """No rebuild: an init container copies the bundle into an emptyDir and the command is prefixed."""
-    image, agent = plain_image(place.workspace.cluster), agent_image(place.workspace.cluster)
-    bundle = {"name": "chrek", "mountPath": "/chrek", "readOnly": True}
-
-    def carried(manifest: Manifest) -> Manifest:
-        spec = manifest["spec"]
-        spec["containers"][0] |= {
-            "command": ["/chrek/bin/restore-entrypoint", "--", "python3", "/app/server.py"],
-            "volumeMounts": [bundle],
-        }
-        volume = {"name": "chrek", "mountPath": "/chrek"}
-        spec["initContainers"] = [
-            {"name": "chrek", "image": agent, "args": ["install", "/chrek"], "volumeMounts": [volume]}
-        ]
-        spec["volumes"] = [{"name": "chrek", "emptyDir": {}}]
-        return manifest
-
-    place.workspace.apply(carried(flow.job("plain-source", "plain", image=image, securityContext=NOTHING)))
-    assert flow.wait_annotation(place.workspace, "plain-source", flow.RESULT).startswith("created ")
-    place.workspace.ended("plain-source")
-    model = flow.token(place.workspace.logs("plain-source"))
-    start = place.start(carried(flow.restored("plain", "plain", image=image, securityContext=NOTHING)))
-    assert start.startswith("restored "), place.workspace.logs("plain")
-    assert place.ask("plain")["token"] == model
 
 
 def test_killed_agent_repeats_nothing(place: Place) -> None:

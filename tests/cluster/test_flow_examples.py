@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from cluster import flow
 from cluster.agents import Agent
-from cluster.appimage import app_image
+from cluster.appimage import agent_image, app_image, plain_image
 from cluster.workspace import Manifest, Workspace, is_ready
 
 
@@ -73,3 +73,23 @@ def test_failed_checkpoint_is_a_failed_job(workspace: Workspace, agent: Agent) -
     source = flow.pod_of_job(workspace, "checkpoint-my-model")
     assert flow.wait_event(workspace, source, "CheckpointRefused").startswith("ID_MISMATCH: ")
     assert "ID_MISMATCH" in agent.log
+
+
+def test_no_rebuild(workspace: Workspace, agent: Agent) -> None:
+    """An unmodified image is captured and restored with the example's init container, volume and prefixed command."""
+    (pod,) = _documents(workspace, "no-rebuild.yaml")
+    (job,) = _documents(workspace, "checkpoint-job.yaml")
+    assert agent_image(workspace.cluster) == pod["spec"]["initContainers"][0]["image"]
+    image = plain_image(workspace.cluster)
+    (main,), (source,) = pod["spec"]["containers"], flow.pod_spec(job)["containers"]
+    main["image"] = source["image"] = image
+    source |= {name: main[name] for name in ("command", "volumeMounts")}
+    flow.pod_spec(job).update({name: pod["spec"][name] for name in ("initContainers", "volumes")})
+    workspace.apply(job)
+    flow.wait_job(workspace, "checkpoint-my-model", "Complete")
+    token = flow.token(workspace.logs(flow.pod_of_job(workspace, "checkpoint-my-model")))
+    workspace.apply(pod)
+    ready = workspace.ready("my-app")
+    assert flow.wait_annotation(workspace, "my-app", flow.START).startswith("restored ")
+    assert flow.ask(ready)["token"] == token
+    assert agent.metric("chrek_restore_operations_total", outcome="restored") == 1
