@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from chrek.cli import options, output
 from chrek.errors import ChrekError, Reason, UsageError
 
 HOME = Path("/opt/chrek")
@@ -31,7 +32,8 @@ _LEFT_OUT = ("site-packages", "__pycache__.tmp")
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--source", default=HOME, hidden=True, type=click.Path(path_type=Path, exists=True))
-def command(*, directory: Path, source: Path) -> None:
+@options.json_option
+def command(*, directory: Path, source: Path, as_json: bool) -> None:
     """Copy ChReK's init, its Python and CRIU into DIRECTORY, for containers of unmodified images.
 
     DIRECTORY is the path at which those containers mount it, /chrek for instance.
@@ -46,7 +48,11 @@ def command(*, directory: Path, source: Path) -> None:
         raise ChrekError(
             Reason.WRITE_FAILED, message, cure="Mount an emptyDir there that this user can write."
         ) from error
-    click.echo(f"installed in {directory}; prefix the command with: {directory}/bin/restore-entrypoint --")
+    prefix = [f"{directory}/bin/restore-entrypoint", "--"]
+    if as_json:
+        output.emit({"directory": str(directory), "prefix": prefix})
+    else:
+        click.echo(f"installed in {directory}; prefix the command with: {' '.join(prefix)}")
 
 
 def install(source: Path, target: Path, *, home: Path | None = None) -> None:
