@@ -129,14 +129,15 @@ children = []
 thread = threading.Thread(target=lambda: children.append(subprocess.Popen(["sleep", "1000"])))
 thread.start()
 while not children: pass
-children.append(subprocess.Popen(["sh", "-c", "sleep 1000 & echo; wait"], stdout=subprocess.PIPE))
+inner = "sh -c 'echo; kill -STOP $$' & wait"  # says that it is there, and stays
+children.append(subprocess.Popen(["sh", "-c", inner], stdout=subprocess.PIPE))
 children[1].stdout.readline()
 """
     with child(code) as root:
         found = procfs.tree(root)
         names = {pid: procfs.command_line(pid)[0] for pid in found}
         assert found[0] == root
-        assert sorted(list(names.values())[1:]) == ["sh", "sleep", "sleep"]
+        assert sorted(list(names.values())[1:]) == ["sh", "sh", "sleep"]
         parents = {pid: state.parent for pid in found if (state := procfs.status(pid))}
         assert all(found.index(parents[pid]) < found.index(pid) for pid in found[1:])
         for pid in reversed(found[1:]):
