@@ -1,5 +1,5 @@
 # For people. Each target does all its own set-up; `make` alone says what there is.
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench images clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -22,6 +22,9 @@ bench: ## ChReK beside stock CRIU: a table and a plot in benchmarks/
 	@tools/setup test
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r tools/requirements-bench.txt
 	@.venv/bin/python benchmarks/bench.py
+
+images: ## build the agent's image for Kubernetes (docker, podman, nerdctl or buildah)
+	@tools/images
 
 clean: ## remove all that was made: containers, mounts, caches, the virtual environment
 	@tools/clean
