@@ -123,6 +123,16 @@ def test_a_directory_that_differs_from_its_manifest_is_not_published(store: Stor
     assert os.listdir(f"{store.path}/.staging") == []
 
 
+def test_blobs_of_pools_may_have_several_names(store: Store) -> None:
+    """Pools' blobs are linked from where the application left them, and shared by checkpoints of the same weights."""
+    blob = f"gpu/weights.7/blobs/{'ab' * 32}"
+    with Staging.create(store, "abc") as staging:
+        files = fill(staging, {**CONTENTS, blob: b"weights"})
+        os.link(Path(staging.path) / blob, Path(store.path) / ".shared")
+        staging.publish(make_manifest("abc", files))
+    assert read_all(store, "abc")[blob] == b"weights"
+
+
 def test_writers_digests_are_taken_and_the_rest_is_computed(store: Store) -> None:
     """Bulk data is not read again when its writer digested it; a wrong digest of his is found by verify."""
     with Staging.create(store, "abc") as staging:
