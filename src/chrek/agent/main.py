@@ -18,7 +18,8 @@ from chrek.agent.metrics import Metrics
 from chrek.agent.node import Node
 from chrek.agent.web import Web
 from chrek.criu.bundle import Bundle
-from chrek.errors import ChrekError
+from chrek.engine.gpu import drive_back_leftovers
+from chrek.errors import ChrekError, Reason
 from chrek.kube import Api, Events, PodWatch
 
 COMPONENT: Final = "chrek-agent"
@@ -57,6 +58,7 @@ def run(config: Config, *, kubeconfig: Path | None = None, started: Callable[[in
         if started is not None:
             started(web.port)
         metrics.versions(criu=".".join(map(str, bundle.version())), driver=_driver(), runtime=_runtime(node))
+        _drive_back()
         controller.start()
         watch.start()
         log.info(f"chrek {chrek.__version__} serves node {config.node}, {config.scope} {config.namespace}")
@@ -64,6 +66,15 @@ def run(config: Config, *, kubeconfig: Path | None = None, started: Callable[[in
         log.info("ending: captures under way are undone")
         watch.stop()
         controller.stop()
+
+
+def _drive_back() -> None:
+    """Let go of GPU state that an agent killed in the middle of a capture left with the driver."""
+    try:
+        for stuck in drive_back_leftovers():
+            log.warning(f"{stuck}; somebody has to look at it", reason=Reason.GPU_STUCK.code)
+    except ChrekError as error:
+        log.warning(str(error), reason=error.reason.code)
 
 
 def _ready(node: Node, watch: PodWatch) -> Callable[[], str | None]:

@@ -19,10 +19,10 @@ from chrek.artifact import Gpu
 from chrek.cuda import abi, detect, evidence, gpumap
 from chrek.cuda.driver import Driver, GpuUuid
 from chrek.cuda.inventory import Inventory, Nvml, require_memory
-from chrek.cuda.sequence import GpuState
+from chrek.cuda.sequence import GpuState, Stuck
 from chrek.engine.preflight import who
 from chrek.errors import CaptureFailed, Reason, Refused
-from chrek.system import cgroups, procfs
+from chrek.system import cgroups, initstate, procfs
 
 if TYPE_CHECKING:
     from chrek.artifact import Manifest
@@ -110,6 +110,21 @@ def held(use: Use | None, progress: Progress) -> Iterator[None]:
     finally:
         with progress.phase("gpu resume"):
             use.state.resume(state)
+
+
+def drive_back_leftovers() -> tuple[Stuck, ...]:
+    """Bring applications whose GPU state a killed capture left in the driver's hands back to running.
+
+    Only applications under ChReK's init are looked at: others may be held by somebody else on purpose.
+    Return those for which it failed; without a driver there are none.
+    """
+    if not Path("/dev/nvidiactl").exists():
+        return ()
+    users: list[HostPid] = []
+    for pid1 in initstate.find_inits():
+        with suppress(Refused):
+            users += [pid for pid in procfs.tree(initstate.application(pid1)) if evidence.uses_driver(pid)]
+    return GpuState(Driver()).drive_back(users) if users else ()
 
 
 @dataclass(frozen=True)
