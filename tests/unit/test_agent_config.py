@@ -20,7 +20,12 @@ def _load(folder: Path, settings: object) -> Config:
 def test_defaults_without_a_file() -> None:
     """Without a file there are one capture a GPU, two a node, 15 minutes each and no retries."""
     config = load(None, node="n", namespace="ns")
-    assert (config.captures_per_gpu, config.captures_per_node, config.deadline_seconds, config.retries) == (1, 2, 900, 0)
+    assert (config.captures_per_gpu, config.captures_per_node, config.deadline_seconds, config.retries) == (
+        1,
+        2,
+        900,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
