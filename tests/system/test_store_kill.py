@@ -249,7 +249,7 @@ def test_no_directory_is_ever_exchanged_and_every_change_goes_through_os(tmp_pat
     """The system calls of a whole life: rename without flags only, and none that the kill tests could miss."""
     log = tmp_path / "trace"
     tests = Path(__file__).parents[1]
-    command = ["strace", "-f", "-o", str(log), "-e", "trace=%file,%desc", sys.executable, "-I", "-c", _PROGRAM]
+    command = ["strace", "-f", "-o", str(log), "-e", "trace=%file,%desc", sys.executable, "-I", "-B", "-c", _PROGRAM]
     subprocess.run([*command, str(tests), str(tmp_path / "store")], check=True, timeout=60)
     calls = re.findall(r"^\d+ +(\w+)\((.*)$", log.read_text(), re.MULTILINE)
     names = {name for name, _ in calls}

@@ -14,6 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chrek.errors import Reason, Refused
+from chrek.rootfs import fd as fds
+from chrek.rootfs.overlay import mount_id
 from chrek.system import initstate, mounts, procfs
 from chrek.system.ids import HostPid, NsPid
 
@@ -120,7 +122,19 @@ class Container:
                 found[mount.point] = "emptyDir"
             elif mount.kind == "tmpfs" and mount.root == "/":
                 found[mount.point] = "tmpfs"
-        return sorted(found.items())
+        return sorted(item for item in found.items() if self._is_reached(item[0]))
+
+    def _is_reached(self, point: str) -> bool:
+        """Whether the way to a mount's point ends on that mount, not on one that hides it."""
+        ids = {mount.id for mount in self.mounts if mount.point == point}
+        try:
+            with (
+                closing_fd(self.open_root()) as root,
+                closing_fd(fds.open_in_root(root, os.fsencode(point.lstrip("/")))) as directory,
+            ):
+                return mount_id(directory) in ids
+        except OSError:
+            return False
 
 
 @contextmanager
