@@ -131,10 +131,10 @@ def test_recordings_round_trip(name: str) -> None:
 def test_reading_a_process(tmp_path: Path) -> None:
     """A live process is read as recordings are: shared memory, descriptors, environment, threads, parent."""
     shared = Path("/dev/shm") / f"chrek-evidence-{os.getpid()}"
-    code = f"import mmap,os;f=open({str(shared)!r},'w+b');f.truncate(4096);m=mmap.mmap(f.fileno(),0);input()"
+    code = f"import mmap,os;f=open({str(shared)!r},'w+b');f.truncate(4096);m=mmap.mmap(f.fileno(),0);print(flush=True);input()"
     environment = {**os.environ, "NCCL_P2P_DISABLE": "1", "SECRET": "x"}
     process = subprocess.Popen(
-        [sys.executable, "-c", f"print(flush=True);{code}"],
+        [sys.executable, "-c", code],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -35,6 +35,8 @@ static struct shared *shared(void) {
     if (!S) {
         int fd = open(getenv("CHREK_STANDIN"), O_RDWR);
         S = mmap(NULL, sizeof *S, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        /* The first call may come when its test is over and the file gone: it then has a machine of its own. */
+        if (S == MAP_FAILED) S = calloc(1, sizeof *S);
         close(fd);
     }
     pthread_mutex_unlock(&guard);
