@@ -169,8 +169,7 @@ def _preflight(request: Request) -> _Found:
     refuse(subject, allow=request.allow)
     bundle = Bundle.find()
     bundle.require()
-    volumes = container.volumes()
-    paths = [path for path, _ in volumes]
+    paths = [path for path, _ in container.volumes]
     on_gpu = gpu.look(subject, allow=request.allow)
     need = estimate(subject, paths, mode=request.mode, on_gpu=on_gpu.bytes if on_gpu else 0)
     return _Found(subject, bundle, need, facts.used_files(subject, paths), on_gpu)
@@ -195,7 +194,7 @@ def _dump(
             links=directories[sidefiles.FOLDER],
             mode=need.mode,
             root_changes=container.has_own_root,
-            volumes=container.volumes(),
+            volumes=container.volumes,
             exclude=request.exclude,
             workers=request.workers,
             gpu_processes=gpu.ns_pids(found.gpu),

@@ -85,14 +85,6 @@ class Container:
         """
         return initstate.application(self.pid1)
 
-    def standard_streams(self) -> dict[int, str]:
-        """Return what PID 1's standard streams are, as /proc shows it: the runtime's ends."""
-        found = {}
-        for descriptor in procfs.descriptors(self.pid1):
-            if descriptor.number <= 2:
-                found[descriptor.number] = descriptor.target
-        return found
-
     def mount_of(self, path: str) -> Mount | None:
         """Return the mount that an absolute, link-free path lies on."""
         best = None
@@ -103,8 +95,9 @@ class Container:
                 best = mount
         return best
 
+    @cached_property
     def volumes(self) -> list[tuple[str, str]]:
-        """Return (path, kind) of the volumes whose contents belong to the application alone.
+        """Path and kind of each volume whose contents belong to the application alone.
 
         These are emptyDir volumes and memory file systems that the runtime mounted writable; kind is
         ``emptyDir`` or ``tmpfs``. What is bound from elsewhere (claims, host paths) is somebody's data. So

@@ -88,7 +88,7 @@ class Replay:
         self._links = sidefiles.put_back(self._checkpoint, self._root)
 
     def _volume(self, volume: Volume) -> None:
-        if volume.path in {path for path, _ in self._container.volumes()}:
+        if volume.path in {path for path, _ in self._container.volumes}:
             directory = fds.open_in_root(self._root, os.fsencode(volume.path.lstrip("/")))
             self._stack.callback(os.close, directory)
             self._journals[volume.path] = self._stack.enter_context(Journal(directory))

@@ -60,7 +60,7 @@ def _undo(report: int) -> int:
         from chrek.engine.container import Container  # noqa: PLC0415
         from chrek.rootfs.journal import Journal  # noqa: PLC0415
 
-        for place in ("/", *(path for path, _ in Container(HostPid(os.getppid())).volumes())):
+        for place in ("/", *(path for path, _ in Container(HostPid(os.getppid())).volumes)):
             directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             journal = Journal.find(directory)
             if journal is not None:
