@@ -43,7 +43,6 @@ NAMES: dict[type[Message], str] = {
     messages.Memory: "mm_entry",
     messages.RegularFile: "reg_file_entry",
     messages.InetSocket: "inet_sk_entry",
-    messages.Pipe: "pipe_entry",
     messages.File: "file_entry",
     messages.Remap: "remap_file_path_entry",
     messages.GhostFile: "ghost_file_entry",

@@ -54,7 +54,6 @@ class Options(Message):
     leave_running: bool | None = field(3, BOOL)
     ext_unix_sk: bool | None = field(4, BOOL)
     tcp_established: bool | None = field(5, BOOL)
-    shell_job: bool | None = field(7, BOOL)
     file_locks: bool | None = field(8, BOOL)
     log_level: int | None = field(9, INT32)
     log_file: str | None = field(10, TEXT)
@@ -71,7 +70,6 @@ class Options(Message):
     tcp_skip_in_flight: bool | None = field(46, BOOL)
     lazy_pages: bool | None = field(48, BOOL)
     orphan_pts_master: bool | None = field(50, BOOL)
-    tcp_close: bool | None = field(52, BOOL)
     lsm_profile: str | None = field(53, TEXT)
     network_lock: int | None = field(64, UINT32)
     images_dir: str | None = field(68, TEXT)
@@ -279,13 +277,6 @@ class InetSocket(Message):
 
 
 @dataclass
-class Pipe(Message):
-    id: int = field(1, UINT32, required=True)
-    pipe_id: int = field(2, UINT32, required=True)
-    flags: int = field(3, UINT32, required=True)
-
-
-@dataclass
 class File(Message):
     """``file_entry``: one open file description."""
 
@@ -293,7 +284,6 @@ class File(Message):
     id: int = field(2, UINT32, required=True)
     regular: RegularFile | None = nested(3, RegularFile)
     inet: InetSocket | None = nested(4, InetSocket)
-    pipe: Pipe | None = nested(18, Pipe)
 
 
 @dataclass
