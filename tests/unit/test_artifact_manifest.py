@@ -32,7 +32,7 @@ def test_a_manifest_comes_back_equal() -> None:
 
 def test_the_version_stands_first() -> None:
     """People see the version in the first lines of the file."""
-    assert make_manifest("abc", _FILES).to_json().startswith(b'{\n  "format_version": 1,\n')
+    assert make_manifest("abc", _FILES).to_json().startswith(b'{\n  "format_version": 2,\n')
 
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 2**62])
@@ -142,7 +142,7 @@ def test_a_manifest_that_no_reader_would_take_is_not_written() -> None:
 
 def test_a_terabyte_of_shards_fits_the_bounds() -> None:
     """256 shards of 4 GiB in blocks of 4 MiB: the manifest is below half of the limit."""
-    entry = FileEntry(size=4 << 30, block_size=4 << 20, blocks=bytes(32 * 1024))
+    entry = FileEntry(size=4 << 30, block_size=4 << 20, digest="sha256", blocks=bytes(32 * 1024))
     text = make_manifest("abc", {f"memory/{number}": entry for number in range(256)}).to_json()
     assert len(text) < strictjson.MAX_BYTES / 2
     assert read_manifest(text).stored_bytes == 1 << 40

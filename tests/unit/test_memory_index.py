@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chrek.artifact import Algorithm
 from chrek.errors import Reason, Refused
 from chrek.memory.index import (
     SKIPPED,
@@ -33,7 +34,13 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 DOCUMENT = Path(__file__).parents[2] / "docs/format-memory.md"
 
 
-def build(files: list[tuple[FileKind, int, list[Run]]], pids: list[int], *, block_size: int = BLOCK) -> Index:
+def build(
+    files: list[tuple[FileKind, int, list[Run]]],
+    pids: list[int],
+    *,
+    block_size: int = BLOCK,
+    algorithm: Algorithm = Algorithm.SHA256,
+) -> Index:
     """Return an index of files with these runs, as a capture would build it."""
     ends: list[int] = []
     packed = b""
@@ -52,7 +59,8 @@ def build(files: list[tuple[FileKind, int, list[Run]]], pids: list[int], *, bloc
         files=tuple(listed),
         pids=tuple(NsPid(pid) for pid in pids),
         ends=tuple(ends),
-        digests=b"".join(hashlib.sha256(bytes([n % 256])).digest() for n in range(len(ends))),
+        algorithm=algorithm,
+        digests=b"".join(algorithm.of(bytes([n % 256])) for n in range(len(ends))),
         runs=packed,
     )
 
@@ -95,7 +103,7 @@ def indexes(draw: st.DrawFn) -> Index:
             runs.append((at[process] * PAGE, pages, process))
             at[process] += pages
         files.append((draw(st.sampled_from(FileKind)), number, runs))
-    return build(files, pids)
+    return build(files, pids, algorithm=draw(st.sampled_from(Algorithm)))
 
 
 @unhurried
@@ -135,6 +143,21 @@ def test_any_change_is_refused(index: Index, data: st.DataObject) -> None:
     refusal(bytes(encoded))
 
 
+def test_version_1_is_read() -> None:
+    """An index of version 1 is read as long as it has the digests of its time."""
+    body = struct.Struct("<I")
+
+    def version_1(index: Index) -> bytes:
+        data = bytearray(index.encode()[:-32])
+        body.pack_into(data, 8, 1)
+        return sealed(bytes(data))
+
+    runs = [(FileKind.SHARD, 0, [(0x10000, 3, 0)])]
+    old = build(runs, [7])
+    assert decode(version_1(old)) == old
+    refusal(version_1(build(runs, [7], algorithm=Algorithm.GMAC)))
+
+
 @unhurried
 @given(st.binary(max_size=400))
 def test_noise_is_refused(noise: bytes) -> None:
@@ -156,6 +179,7 @@ def test_forged_numbers_never_crash(index: Index, data: st.DataObject) -> None:
         decoded = decode(sealed(bytes(body)))
     except Refused:
         return
+    body[8:12] = struct.pack("<I", VERSION)  # older ones are read, and written as the newest
     assert decoded.encode() == sealed(bytes(body))
 
 
@@ -199,7 +223,8 @@ FORGERIES = {
     "gigantic process count": replaced("<I", 28, 0xFFFFFFFF),
     "gigantic block count": replaced("<Q", 32, (1 << 64) - 1),
     "gigantic run count": replaced("<Q", 40, (1 << 64) - 1),
-    "unknown digest": replaced("<I", 48, 2),
+    "unknown digest": replaced("<I", 48, 3),
+    "digest of another size": replaced("<I", 48, 2),
     "reserved": replaced("<I", 60, 1),
     "unknown kind of file": replaced("<I", _FILES, 2),
     "same file twice": replaced("<Q", _FILES + 16, 0),

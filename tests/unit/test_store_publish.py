@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chrek.artifact import Blocks, FileEntry
+from chrek.artifact import Algorithm, Blocks, FileEntry
 from chrek.errors import CaptureFailed, ChrekError, Reason, Refused, UsageError
 from chrek.store import Staging, Store, open_checkpoint, write_file
 from sample_store import CONTENTS, fill, make_manifest, publish, read_all, tree_of
@@ -138,7 +138,7 @@ def test_writers_digests_are_taken_and_the_rest_is_computed(store: Store) -> Non
     with Staging.create(store, "abc") as staging:
         write_file(staging.fd, "shard", bytes(65536))
         write_file(staging.fd, "dump.log", b"log")
-        wrong = FileEntry.of_blocks(Blocks(size=65536, block_size=65536, digests=bytes(32)))
+        wrong = FileEntry.of_blocks(Blocks(size=65536, block_size=65536, digests=bytes(32), algorithm=Algorithm.SHA256))
         files = staging.digest(known={"shard": wrong})
         assert files == {"shard": wrong, "dump.log": FileEntry.of_bytes(b"log")}
         staging.publish(make_manifest("abc", files))

@@ -5,7 +5,7 @@ they get there, is `chrek.store`.
 """
 
 from chrek.artifact.checkpoint import Checkpoint, open_checkpoint_directory
-from chrek.artifact.digest import BLOCK_SIZE, Blocks, BlocksBuilder, FileEntry
+from chrek.artifact.digest import BLOCK_SIZE, FASTEST, Algorithm, Blocks, BlocksBuilder, FileEntry
 from chrek.artifact.manifest import (
     FORMAT_VERSION,
     Application,
@@ -27,7 +27,9 @@ from chrek.artifact.verify import Level, Problem, Progress, Report, is_pool_blob
 
 __all__ = [
     "BLOCK_SIZE",
+    "FASTEST",
     "FORMAT_VERSION",
+    "Algorithm",
     "Application",
     "Blocks",
     "BlocksBuilder",

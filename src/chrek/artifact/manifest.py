@@ -24,7 +24,7 @@ from chrek.errors import Reason, Refused
 from chrek.system.ids import NsPid
 
 FILE_NAME: Final = "manifest.json"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAX_BYTES: Final = strictjson.MAX_BYTES
 
 

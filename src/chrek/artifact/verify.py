@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from chrek.artifact import manifest as manifests
 from chrek.artifact import marker as markers
 from chrek.artifact import tree
-from chrek.artifact.digest import FileEntry, hash_extent
+from chrek.artifact.digest import Algorithm, FileEntry, hash_extent
 from chrek.errors import Reason, Refused
 
 if TYPE_CHECKING:
@@ -212,13 +212,14 @@ def _check_contents(file: int, piece: _Piece, meter: _Meter) -> str | None:
     buffer = memoryview(bytearray(_BUFFER))
     bulk = piece.entry.bulk
     if bulk is None:
-        raw = hash_extent(file, 0, piece.entry.size, buffer)
+        raw = hash_extent(file, 0, piece.entry.size, algorithm=Algorithm.SHA256, buffer=buffer)
         meter.add(piece.entry.size)
         return None if raw is not None and raw.hex() == piece.entry.sha256 else "its digest differs"
     wrong = None
     for index in piece.blocks:
         offset, length = bulk.extent(index)
-        if hash_extent(file, offset, length, buffer) != bulk.expected(index):
+        found = hash_extent(file, offset, length, algorithm=bulk.algorithm, buffer=buffer)
+        if found != bulk.expected(index):
             wrong = wrong or f"the digest of block {index} (at byte {offset}) differs"
         meter.add(length)
     return wrong

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from chrek.artifact import FASTEST
 from chrek.errors import CaptureFailed, Reason
 from chrek.memory.capture import BLOCK_SIZE
 from chrek.memory.crew import NO_LIMITS, Limits
@@ -68,7 +69,8 @@ def adopt_pages_images(
         files=tuple(files),
         pids=tuple(pids),
         ends=tuple(ends),
-        digests=bytes(32 * len(ends)),
+        algorithm=FASTEST,
+        digests=bytes(FASTEST.size * len(ends)),
         runs=packed,
     )
     return digest(index, folders, write_zeros=[span for span in spans if not span.anonymous], limits=limits)

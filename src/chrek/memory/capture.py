@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from chrek.artifact import FASTEST
 from chrek.errors import CaptureFailed, Reason
 from chrek.memory.crew import NO_LIMITS, Crew, Limits
 from chrek.memory.index import Index, PageFile
@@ -212,6 +213,7 @@ def _index(writers: list[ShardWriter], pids: list[NsPid], block_size: int) -> In
         files=tuple(files),
         pids=tuple(pids),
         ends=tuple(ends),
+        algorithm=FASTEST,
         digests=bytes(digests),
         runs=bytes(runs),
     )

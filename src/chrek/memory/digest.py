@@ -7,7 +7,6 @@ disk works: see `writeback`.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -39,7 +38,7 @@ def digest(
 
     def one(block: Block, buffer: Buffer) -> None:
         with buffer.view[: block.length] as view:
-            digests[block.number] = hashlib.sha256(view).digest()
+            digests[block.number] = index.algorithm.of(view)
         if write_zeros is not None:
             runs[block.number] = pack_runs(_without_zeros(index, block, buffer, write_zeros))
 

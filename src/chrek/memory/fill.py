@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import errno
-import hashlib
 import random
 import threading
 import time
@@ -128,7 +127,7 @@ def verify_block(index: Index, block: Block, buffer: Buffer) -> None:
         RestoreFailed: ``CORRUPT``.
     """
     with buffer.view[: block.length] as view:
-        if hashlib.sha256(view).digest() != index.digest(block):
+        if index.algorithm.of(view) != index.digest(block):
             where = f"{block.file.path}, bytes {block.offset} to {block.offset + block.length}"
             raise RestoreFailed(Reason.CORRUPT, f"{where}, is damaged: its digest is wrong.")
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from chrek.artifact import Blocks, FileEntry
+from chrek.artifact import Algorithm, Blocks, FileEntry
 from chrek.errors import Reason, Refused
 from chrek.memory.ranges import MAX_PID, PAGE, USER_TOP
 from chrek.system.ids import NsPid
 
 INDEX_NAME: Final = "index"
-VERSION: Final = 1
+VERSION: Final = 2
 SKIPPED: Final = 0xFFFFFFFF
 """Process of a run whose bytes are nobody's here."""
 
@@ -28,8 +28,9 @@ MIN_BLOCK: Final = 64 << 10
 MAX_BLOCK: Final = 64 << 20
 
 _MAGIC = b"CHREKMEM"
-_SHA256 = 1
-_RAW = 32
+_CODES = {Algorithm.SHA256: 1, Algorithm.GMAC: 2}
+_ALGORITHMS = {code: algorithm for algorithm, code in _CODES.items()}
+_CHECKSUM = 32
 _HEADER = struct.Struct("<8sIIQIIQQI12s")
 _FILE = struct.Struct("<IIQ")
 _PROCESS = struct.Struct("<II")
@@ -83,6 +84,7 @@ class Index:
     files: tuple[PageFile, ...]
     pids: tuple[NsPid, ...]
     ends: tuple[int, ...]
+    algorithm: Algorithm
     digests: bytes
     runs: bytes
 
@@ -105,8 +107,9 @@ class Index:
                 number += 1
 
     def digest(self, block: Block) -> bytes:
-        """Return the SHA-256 that the bytes of *block* must have."""
-        return self.digests[block.number * _RAW : (block.number + 1) * _RAW]
+        """Return the digest that the bytes of *block* must have."""
+        size = self.algorithm.size
+        return self.digests[block.number * size : (block.number + 1) * size]
 
     def runs_of(self, block: Block) -> Iterator[Run]:
         """Yield the runs of *block* in the order in which they lie in it."""
@@ -118,10 +121,15 @@ class Index:
         found: dict[str, FileEntry] = {}
         at = 0
         for file in self.files:
-            count = -(-file.size // self.block_size) * _RAW
-            digests = self.digests[at : at + count]
-            found[file.path] = FileEntry.of_blocks(Blocks(size=file.size, block_size=self.block_size, digests=digests))
-            at += count
+            length = -(-file.size // self.block_size) * self.algorithm.size
+            blocks = Blocks(
+                size=file.size,
+                block_size=self.block_size,
+                digests=self.digests[at : at + length],
+                algorithm=self.algorithm,
+            )
+            found[file.path] = FileEntry.of_blocks(blocks)
+            at += length
         return found
 
     def encode(self) -> bytes:
@@ -137,7 +145,7 @@ class Index:
                     len(self.pids),
                     len(self.ends),
                     self.run_count,
-                    _SHA256,
+                    _CODES[self.algorithm],
                     bytes(12),
                 ),
                 b"".join(_FILE.pack(file.kind, file.number, file.size) for file in self.files),
@@ -169,14 +177,17 @@ def _decode(data: bytes) -> Index:
     if version > VERSION:
         text = f"memory/{INDEX_NAME} has version {version}; this ChReK reads versions up to {VERSION}."
         raise Refused(Reason.FORMAT_TOO_NEW, text)
-    if hashlib.sha256(data[:-_RAW]).digest() != data[-_RAW:]:
+    if hashlib.sha256(data[:-_CHECKSUM]).digest() != data[-_CHECKSUM:]:
         raise ValueError("its checksum is wrong")
-    if version != VERSION or page != PAGE or digest != _SHA256 or any(reserved):
+    algorithm = _ALGORITHMS.get(digest)
+    if version < 1 or (version == 1 and algorithm is not Algorithm.SHA256):
+        raise ValueError(f"no ChReK writes version {version} with digests of kind {digest}")
+    if page != PAGE or algorithm is None or any(reserved):
         raise ValueError("the header has values that no ChReK writes")
     if not MIN_BLOCK <= block_size <= MAX_BLOCK or block_size & (block_size - 1):
         raise ValueError(f"the block size is {block_size}")
-    sizes = (_FILE.size * files, _PROCESS.size * processes, 8 * blocks, _RAW * blocks, _RUN.size * runs)
-    if len(data) != _HEADER.size + sum(sizes) + _RAW:
+    sizes = (_FILE.size * files, _PROCESS.size * processes, 8 * blocks, algorithm.size * blocks, _RUN.size * runs)
+    if len(data) != _HEADER.size + sum(sizes) + _CHECKSUM:
         raise ValueError(f"it has {len(data)} bytes, which its counts do not give")
     tables: list[bytes] = []
     at = _HEADER.size
@@ -188,6 +199,7 @@ def _decode(data: bytes) -> Index:
         files=tuple(PageFile(FileKind(kind), number, size) for kind, number, size in _FILE.iter_unpack(tables[0])),
         pids=_pids(tables[1]),
         ends=struct.unpack(f"<{blocks}Q", tables[2]),
+        algorithm=algorithm,
         digests=tables[3],
         runs=tables[4],
     )
