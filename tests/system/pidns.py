@@ -81,7 +81,7 @@ class Contained:
         """Send a signal to PID 1."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Return the exit code, negative for a signal."""
         return self.outside.wait(timeout)
 
@@ -92,7 +92,7 @@ class Contained:
         if self.outside.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid or self.outside.pid, signal.SIGKILL)
-            self.outside.wait(20)
+            self.outside.wait(60)
         self.stdout.close()
         self._stderr.close()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a PID namespace")
 
-ENV = {"PATH": os.environ["PATH"], "DYN_CHECKPOINT_HASH": "abc", "CHREK_AGENT_TIMEOUT": "20"}
+ENV = {"PATH": os.environ["PATH"], "DYN_CHECKPOINT_HASH": "abc", "CHREK_AGENT_TIMEOUT": "600"}
 COLD = (*INIT, "sh", "-c", "echo cold; exit 5")
 HAND_OVER = ("claim", "tree", "ready", "resume", "restored")
 
@@ -72,15 +72,16 @@ def waiting(init: Contained) -> InitState:
 
 def until(init: Contained, mode: str) -> InitState:
     """Wait until the init has published a mode."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             state = read_state(init.pid)
         except Exception:  # noqa: BLE001 - not yet an init
             assert init.outside.poll() is None, init.stderr()
-            continue
-        if state.mode == mode:
-            return state
+        else:
+            if state.mode == mode:
+                return state
+        time.sleep(0.001)  # what another process has at a descriptor gives no event
     raise AssertionError(f"{mode} did not come: {init.stderr()}")
 
 
@@ -101,7 +102,7 @@ def others(init: Contained) -> list[int]:
 def test_a_tree_is_handed_over() -> None:
     """The init takes the tree over, forwards to it, and ends with its exit code."""
     with Contained(COLD, env=ENV) as init:
-        assert waiting(init).deadline == 20
+        assert waiting(init).deadline == 600
         with StandIn(init, *HAND_OVER, "close") as engine:
             lines = [engine.line() for _ in range(7)]
             assert sorted(lines) == sorted([*(f"{step} ok" for step in HAND_OVER), "close ok", "root up"])
@@ -149,10 +150,8 @@ def test_a_signal_ends_the_container_while_nothing_runs(number: int, steps: tupl
         waiting(init)
         with StandIn(init, *(steps or ("wait", "claim")), "wait", "alive") as engine:
             engine.expect(*(f"{step} ok" for step in steps))
-            began = time.monotonic()
             init.kill(number)
-            assert init.wait() == 128 + number
-            assert time.monotonic() - began < 8  # a lost claim would be noticed after 10
+            assert init.wait() == 128 + number  # whatever else ends the wait starts the command, which ends with 5
             engine.go()
             assert engine.line().split()[1] in {"CLAIM_LOST", "APP_NOT_FOUND"}
 
@@ -167,11 +166,10 @@ def test_nobody_claims() -> None:
 
 
 def test_an_agent_timeout_of_zero_does_not_wait() -> None:
-    """CHREK_AGENT_TIMEOUT=0 starts cold at once."""
-    began = time.monotonic()
+    """CHREK_AGENT_TIMEOUT=0 starts cold at once, and is not taken for "not set"."""
     with Contained(COLD, env={**ENV, "CHREK_AGENT_TIMEOUT": "0"}) as init:
         assert init.wait() == 5
-        assert time.monotonic() - began < 20  # the default wait is 30
+        assert "No agent claimed the restore in 0 s." in init.stderr()
 
 
 def test_fail_instead_of_cold() -> None:

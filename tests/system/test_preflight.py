@@ -162,7 +162,7 @@ def passing(address: Path, file: Path) -> Iterator[None]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield
-    thread.join(10)
+    thread.join(60)
     listener.close()
 
 

@@ -51,7 +51,7 @@ def test_failed_operation_with_its_phases(collector: tuple[str, queue.Queue[dict
 
     with pytest.raises(CaptureFailed):
         operation()
-    (resource,) = got.get(timeout=10)["resourceSpans"]
+    (resource,) = got.get(timeout=60)["resourceSpans"]
     assert {"key": "k8s.node.name", "value": {"stringValue": "node1"}} in resource["resource"]["attributes"]
     root, first, second = resource["scopeSpans"][0]["spans"]
     assert (root["name"], root["status"]) == ("capture", {"code": 2, "message": "DUMP_FAILED"})

@@ -344,7 +344,7 @@ class Job:
     def wait_for(self, name: str) -> None:
         """Wait until a file is there and not empty."""
         path = self.directory / name
-        for _ in range(2000):
+        for _ in range(6000):
             if self.process.poll() is not None:
                 raise AssertionError(self.end())
             if path.exists() and path.read_text():
@@ -357,7 +357,7 @@ class Job:
 
     def end(self) -> tuple[int, str]:
         """Exit status and standard error."""
-        _, text = self.process.communicate(timeout=30)
+        _, text = self.process.communicate(timeout=60)
         return self.process.returncode, text
 
     def asked(self) -> list[str]:
@@ -391,7 +391,7 @@ def test_a_checkpoint(fake_vllm: Fake, tmp_path: Path) -> None:
     (tmp_path / "signal").write_text('{"success": true}')
     assert job.end()[0] == 0
     with pytest.raises((urllib.error.URLError, ConnectionError)):
-        urllib.request.urlopen(f"http://127.0.0.1:{job.port}/health", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{job.port}/health", timeout=60)
 
 
 def test_a_restore(fake_vllm: Fake, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_a_restore(fake_vllm: Fake, tmp_path: Path) -> None:
     (tmp_path / "marker").write_text('{"success": true}')
     job.wait_for("ready")
     assert job.asked() == [*ASLEEP, "POST /wake_up True"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{job.port}/health", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{job.port}/health", timeout=60) as answer:
         assert answer.status == 200
     job.process.send_signal(signal.SIGTERM)
     assert job.end()[0] == 128 + signal.SIGTERM

@@ -98,5 +98,5 @@ def test_socket_that_speaks_no_cri_is_reported_with_what_it_said(tmp_path: Path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     with pytest.raises(ChrekError, match="UNAVAILABLE") as caught:
-        Runtime.find(str(path).lstrip("/"), timeout=5)
+        Runtime.find(str(path).lstrip("/"), timeout=60)
     assert caught.value.reason is Reason.RUNTIME_UNREACHABLE
