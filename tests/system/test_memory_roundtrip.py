@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,9 +218,23 @@ def test_digests_after_the_thaw_are_the_same(source: Child, folder: int, tmp_pat
             digest=during,
             limits=Limits(workers=1),
         )
-        indexes.append(captured.index if during else digest(captured.index, Folders(fd)))
+        assert not (during and captured.undigested)
+        indexes.append(digest(captured.index, Folders(fd), only=captured.undigested))
         os.close(fd)
     assert indexes[0] == indexes[1]
+
+
+def test_only_the_digests_that_are_missing_are_computed(source: Child, folder: int) -> None:
+    """Blocks that were digested during the copy keep their digests; the others get theirs from the files."""
+    source(f"anon(BASE, {MB})\nrandomise(BASE, {MB // 2}, 6)")
+    whole = capture([Range(APP, BASE, MB)], host_pids=host(source), folder=folder, block_size=SMALL).index
+    size, count = whole.algorithm.size, len(whole.ends)
+    assert count > 3
+    missing = frozenset(range(0, count, 3))
+    kept = [bytes(size) if block.number in missing else whole.digest(block) for block in whole.blocks()]
+    assert digest(replace(whole, digests=b"".join(kept)), Folders(folder), only=missing) == whole
+    wrong = replace(whole, digests=bytes(size * count))
+    assert digest(wrong, Folders(folder), only=frozenset()) == wrong
 
 
 def test_only_the_ranges_are_touched(source: Child, target: Child, folder: int) -> None:

@@ -256,7 +256,7 @@ def _finish(
         limits = progress.limits("digest", request.workers)
         folders = Folders(folder, folder)
         if frozen.memory is not None:
-            index = frozen.memory.index if need.digest_now else digest(frozen.memory.index, folders, limits=limits)
+            index = digest(frozen.memory.index, folders, only=frozen.memory.undigested, limits=limits)
             scanned, zero = frozen.memory.scanned, frozen.memory.zero
         else:
             index = adopt_pages_images(frozen.adopted, folders, limits=limits)

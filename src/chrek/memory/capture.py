@@ -1,9 +1,9 @@
 """Copying the memory of frozen processes into shards, with many threads.
 
 Each thread owns one shard and takes the next block's worth of addresses whenever it is free, so that dense
-and empty regions even out by themselves. It reads them into its buffer, throws the zero pages out, and writes
-whole blocks with the digest of each. Nothing is preallocated (zeros make the size unknown), nothing is read
-back, and the memory of the copying program is two blocks a thread whatever the size of what it copies.
+and empty regions even out by themselves. It reads them into its buffer, throws the zero pages out, writes whole
+blocks, and digests them or leaves that for after the thaw. Nothing is preallocated (zeros make the size unknown),
+nothing is read back, and the memory of the copying program is two blocks a thread whatever the size of what it copies.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ _WIDE_GAP = 16
 
 @dataclass(frozen=True)
 class Captured:
-    """What a capture wrote: the index (not yet on disk), and figures in bytes and seconds."""
+    """What a capture wrote: the index (not yet on disk), and figures in bytes and seconds.
+
+    *undigested* are the numbers of the blocks whose digests are still to be computed.
+    """
 
     index: Index
+    undigested: frozenset[int]
     scanned: int
     zero: int
     seconds: float
@@ -111,7 +115,8 @@ def capture(
 ) -> Captured:
     """Copy *ranges* of frozen processes into shards in the directory *folder* (``memory/``).
 
-    With *digest* off the index has no digests yet; `chrek.memory.digest` computes them after the thaw.
+    With *digest* off only blocks whose write waited for the disk are digested; `chrek.memory.digest` computes the others
+    after the thaw.
     The caller writes the index with `write_index`, and flushes the files when it publishes.
 
     Raises:
@@ -137,9 +142,9 @@ def capture(
             _copy(crew, plan, opened, writer)
 
         crew.run(limits.threads(-(-total // block_size)), body)
-        index = _index(writers, pids, block_size)
+        index, undigested = _index(writers, pids, block_size)
     seconds = time.monotonic() - started
-    return Captured(index=index, scanned=total, zero=total - index.size, seconds=seconds)
+    return Captured(index=index, undigested=undigested, scanned=total, zero=total - index.size, seconds=seconds)
 
 
 def _reach(pid: NsPid, host_pids: Mapping[NsPid, HostPid]) -> HostPid:
@@ -194,10 +199,11 @@ def _note(job: _Job, spans: list[tuple[int, int]], writer: ShardWriter) -> None:
             start += part
 
 
-def _index(writers: list[ShardWriter], pids: list[NsPid], block_size: int) -> Index:
+def _index(writers: list[ShardWriter], pids: list[NsPid], block_size: int) -> tuple[Index, frozenset[int]]:
     files: list[PageFile] = []
     ends: list[int] = []
-    digests, runs = bytearray(), bytearray()
+    digests: list[bytes | None] = []
+    runs = bytearray()
     used = 0
     for writer in writers:
         if not writer.file.size:
@@ -208,12 +214,13 @@ def _index(writers: list[ShardWriter], pids: list[NsPid], block_size: int) -> In
         used += len(writer.runs)
         digests += writer.digests
         runs += packed
-    return Index(
+    index = Index(
         block_size=block_size,
         files=tuple(files),
         pids=tuple(pids),
         ends=tuple(ends),
         algorithm=FASTEST,
-        digests=bytes(digests),
+        digests=b"".join(digest or bytes(FASTEST.size) for digest in digests),
         runs=bytes(runs),
     )
+    return index, frozenset(number for number, digest in enumerate(digests) if digest is None)

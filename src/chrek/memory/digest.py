@@ -8,7 +8,8 @@ disk works: see `writeback`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from chrek.errors import CaptureFailed, ChrekError, Reason, RestoreFailed
@@ -23,9 +24,14 @@ from chrek.memory.zeros import nonzero_spans
 
 
 def digest(
-    index: Index, folders: Folders, *, write_zeros: Sequence[Range] | None = None, limits: Limits = NO_LIMITS
+    index: Index,
+    folders: Folders,
+    *,
+    only: AbstractSet[int] | None = None,
+    write_zeros: Sequence[Range] | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Index:
-    """Return *index* with the digests that its page files have now.
+    """Return *index* with the digests that its page files have now, of all blocks or *only* of those with these numbers.
 
     Given *write_zeros*, the runs also lose the pages that hold only zeros, so that a fill does not write them,
     except in those ranges (what is not private anonymous memory).
@@ -33,7 +39,8 @@ def digest(
     Raises:
         CaptureFailed: ``WRITE_FAILED`` (a file cannot be read back), ``TIMEOUT``, ``CAPTURE_INTERRUPTED``.
     """
-    digests: dict[int, bytes] = {}
+    digests = {block.number: index.digest(block) for block in index.blocks()}
+    todo = [block for block in index.blocks() if only is None or block.number in only]
     runs: dict[int, bytes] = {}
 
     def one(block: Block, buffer: Buffer) -> None:
@@ -44,7 +51,7 @@ def digest(
 
     try:
         with page_files(index, folders) as reader, Writeback(reader.descriptors):
-            _each_block(index, reader, one, limits, failure=CaptureFailed, cancelled=Reason.CAPTURE_INTERRUPTED)
+            _each_block(todo, index, reader, one, limits, failure=CaptureFailed, cancelled=Reason.CAPTURE_INTERRUPTED)
     except CaptureFailed:
         raise
     except OSError as error:
@@ -69,6 +76,7 @@ def verify(index: Index, folders: Folders, *, limits: Limits = NO_LIMITS) -> Non
     """
     with page_files(index, folders) as reader:
         _each_block(
+            index.blocks(),
             index,
             reader,
             lambda block, buffer: verify_block(index, block, buffer),
@@ -79,6 +87,7 @@ def verify(index: Index, folders: Folders, *, limits: Limits = NO_LIMITS) -> Non
 
 
 def _each_block(
+    blocks: Iterable[Block],
     index: Index,
     reader: PageReader,
     step: Callable[[Block, Buffer], None],
@@ -88,7 +97,7 @@ def _each_block(
     cancelled: Reason,
 ) -> None:
     crew = Crew(limits, failure=failure, interrupted=cancelled)
-    blocks = index.blocks()
+    left = iter(blocks)
     lock = threading.Lock()
 
     def body() -> None:
@@ -96,7 +105,7 @@ def _each_block(
             while True:
                 crew.check()
                 with lock:
-                    block = next(blocks, None)
+                    block = next(left, None)
                 if block is None:
                     return
                 reader.read(block, buffer)
