@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chrek.criu import credentials
-from chrek.criu.images import COMMON_MAGIC, Image
+from chrek.criu import capabilities, credentials
+from chrek.criu.images import COMMON_MAGIC, Image, read_one
 from chrek.criu.messages import (
     Core,
     Credentials,
@@ -30,6 +30,7 @@ from chrek.criu.messages import (
     TaskCore,
     ThreadCore,
 )
+from chrek.criu.seccomp import Filters
 from chrek.errors import Reason, Refused
 from chrek.system import procfs
 from chrek.system.ids import HostPid
@@ -38,7 +39,9 @@ from chrek.system.protobuf import BYTES, Message, write_varint
 
 ME = HostPid(os.getpid())
 UNLIMITED = (1 << 64) - 1
-SETGID, SETUID, SYS_ADMIN, MAC_ADMIN, SYSLOG = 6, 7, 21, 33, 34
+SETGID, SETUID, SETPCAP, SYS_ADMIN, SYS_NICE, MAC_ADMIN, SYSLOG = 6, 7, 8, 21, 23, 33, 34
+PROGRAM = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+"""A seccomp filter that allows everything."""
 
 
 @dataclasses.dataclass
@@ -101,7 +104,7 @@ def task(*, hard: list[int] | None = None, score: int | None = None, state: int 
 
 def seccomp_chain(place: Place, length: int) -> int | None:
     """Write that many filters, each on top of the one before; return the number of the last."""
-    filters = [SeccompFilter(program=b"x", previous=number - 1 if number else None) for number in range(length)]
+    filters = [SeccompFilter(program=PROGRAM, previous=number - 1 if number else None) for number in range(length)]
     place.write("seccomp.img", Seccomp(filters))
     return length - 1 if length else None
 
@@ -116,7 +119,7 @@ def write_core(place: Place, creds: Credentials | None = None, the_task: TaskCor
 def refused(place: Place, reason: Reason) -> str:
     """Check the images against this process; return the words of the refusal."""
     with pytest.raises(Refused) as caught:
-        credentials.check_credentials(place.fd, ME)
+        credentials.bound_credentials(place.fd, ME)
     assert caught.value.reason is reason
     return str(caught.value)
 
@@ -128,7 +131,7 @@ def test_own_credentials_pass(place: Place) -> None:
     """What PID 1 itself has is allowed, and the bounding capabilities of all images are returned."""
     write_core(place)
     bounding = me().capabilities["CapBnd"]
-    assert credentials.check_credentials(place.fd, ME) == {bit for bit in range(64) if bounding >> bit & 1}
+    assert credentials.bound_credentials(place.fd, ME).bounding == {bit for bit in range(64) if bounding >> bit & 1}
 
 
 def test_hard_limits_are_in_the_kernels_order() -> None:
@@ -141,7 +144,7 @@ def test_hard_limit(place: Place) -> None:
     """A hard limit above PID 1's is refused, naming the resource; a lower one is not."""
     own = credentials._hard_limits(ME)
     write_core(place, the_task=task(hard=[0] * 16))
-    credentials.check_credentials(place.fd, ME)
+    credentials.bound_credentials(place.fd, ME)
     own[resource.RLIMIT_NOFILE] += 1
     write_core(place, the_task=task(hard=own))
     assert f"hard limit {resource.RLIMIT_NOFILE} of " in refused(place, Reason.PRIVILEGE_EXCEEDED)
@@ -151,7 +154,7 @@ def test_oom_score(place: Place) -> None:
     """A process that would be killed later than PID 1 allows is refused."""
     own = int(procfs.read_text(ME, "oom_score_adj") or 0)
     write_core(place, the_task=task(score=min(own + 1, 1000)))
-    credentials.check_credentials(place.fd, ME)
+    credentials.bound_credentials(place.fd, ME)
     write_core(place, the_task=task(score=own - 1))
     assert "oom_score_adj" in refused(place, Reason.PRIVILEGE_EXCEEDED)
 
@@ -162,7 +165,7 @@ def test_a_capability_that_nobody_has(place: Place) -> None:
         creds = own_credentials()
         getattr(creds, name)[1] |= 1 << 31
         write_core(place, creds)
-        assert f"{name} capabilities [63]" in refused(place, Reason.PRIVILEGE_EXCEEDED)
+        assert f"the {name} capabilities capability 63" in refused(place, Reason.PRIVILEGE_EXCEEDED)
 
 
 def test_a_label_that_pid1_lacks(place: Place) -> None:
@@ -183,7 +186,7 @@ def test_no_credentials(place: Place) -> None:
     assert "no credentials" in refused(place, Reason.CORRUPT)
     for state in (2, 6):
         place.write("core-7.img", Core(machine=1, task=task(state=state)))
-        assert credentials.check_credentials(place.fd, ME) == set()
+        assert credentials.bound_credentials(place.fd, ME).bounding == set()
 
 
 def test_an_ended_process_with_credentials_is_checked(place: Place) -> None:
@@ -226,7 +229,7 @@ def test_pid1_is_gone(place: Place) -> None:
     os.waitpid(pid, 0)
     write_core(place)
     with pytest.raises(Refused) as caught:
-        credentials.check_credentials(place.fd, HostPid(pid))
+        credentials.bound_credentials(place.fd, HostPid(pid))
     assert caught.value.reason is Reason.CLAIM_LOST
 
 
@@ -241,7 +244,7 @@ def test_damaged_cores(place: Place, data: st.DataObject) -> None:
         damaged[at] = data.draw(st.integers(0, 255))
     file.write_bytes(damaged)
     try:
-        credentials.check_credentials(place.fd, ME)
+        credentials.bound_credentials(place.fd, ME)
     except Refused as error:
         if error.reason not in {Reason.CORRUPT, Reason.PRIVILEGE_EXCEEDED}:
             raise
@@ -268,6 +271,7 @@ def limited(*, permitted: int = 0, bounding: int = 0, **other: Any) -> Status:
 def plain(**other: Any) -> Credentials:
     """Return credentials of user 1000 without capabilities."""
     ids: dict[str, Any] = dict.fromkeys(("uid", "euid", "suid", "fsuid", "gid", "egid", "sgid", "fsgid"), 1000)
+    ids |= {name: [0, 0] for name in ("bounding", "permitted", "effective", "inheritable")}
     # Decoded from bytes, as from an image.
     return Credentials.decode(Credentials(**{**ids, "securebits": 0, **other}).encode())
 
@@ -310,31 +314,31 @@ def test_capabilities_of_a_user(name: str) -> None:
     """A PID 1 that is not root gives its children what it is permitted, not all of its bounding set."""
     asked = plain(**{name: words(1 << SYS_ADMIN)})
     everything = 1 << SYS_ADMIN
-    assert exceeds(credentials._check_capabilities, asked, limited(bounding=everything))
-    assert not exceeds(credentials._check_capabilities, asked, limited(bounding=everything, permitted=everything))
+    assert exceeds(capabilities.check, asked, limited(bounding=everything))
+    assert not exceeds(capabilities.check, asked, limited(bounding=everything, permitted=everything))
 
 
 def test_capabilities_of_root() -> None:
     """Root gains its bounding set at an exec, unless no_new_privs forbids that."""
     asked = plain(effective=words(1 << SYS_ADMIN), no_new_privs=1)
     root: dict[str, Any] = {"uids": (0,) * 4, "bounding": 1 << SYS_ADMIN}
-    assert not exceeds(credentials._check_capabilities, asked, limited(**root))
-    assert exceeds(credentials._check_capabilities, asked, limited(**root, no_new_privs=True))
+    assert not exceeds(capabilities.check, asked, limited(**root))
+    assert exceeds(capabilities.check, asked, limited(**root, no_new_privs=True))
 
 
 @pytest.mark.parametrize("value", [None, 0, 1 << 32])
 def test_no_new_privs(value: int | None) -> None:
     """Where PID 1 has no_new_privs, every process has it; a number that CRIU cuts to zero is zero."""
     asked = plain(no_new_privs=value)
-    assert not exceeds(credentials._check_capabilities, asked, limited())
-    assert exceeds(credentials._check_capabilities, asked, limited(no_new_privs=True))
-    assert not exceeds(credentials._check_capabilities, plain(no_new_privs=1), limited(no_new_privs=True))
+    assert not exceeds(capabilities.check, asked, limited())
+    assert exceeds(capabilities.check, asked, limited(no_new_privs=True))
+    assert not exceeds(capabilities.check, plain(no_new_privs=1), limited(no_new_privs=True))
 
 
 def test_words_of_capabilities_do_not_run_into_each_other() -> None:
     """A word wider than 32 bits, which CRIU cuts, cannot hide a capability of the next word."""
     hidden = plain(bounding=[1 << MAC_ADMIN, 1 << MAC_ADMIN - 32])
-    assert exceeds(credentials._check_capabilities, hidden, limited(bounding=1 << SYSLOG))
+    assert exceeds(capabilities.check, hidden, limited(bounding=1 << SYSLOG))
 
 
 @pytest.mark.parametrize(
@@ -355,42 +359,212 @@ def test_labels(wanted: str | None, label: str | None, refused: bool) -> None:
     assert exceeds(credentials._check_label, plain(lsm_profile=wanted), label) is refused
 
 
+# --- what restricts stays, what loosens goes --------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], [0], [0, 0, 0]])
+@pytest.mark.parametrize("name", ["bounding", "permitted", "effective", "inheritable", "ambient"])
+def test_sets_of_another_length(name: str, words: list[int]) -> None:
+    """A set that is not two words, behind whose end CRIU would read, is damaged; an ambient one may be left out."""
+    if name == "ambient" and not words:
+        capabilities.check(7, plain(ambient=[]), limited())
+        return
+    with pytest.raises(Refused) as caught:
+        capabilities.check(7, plain(**{name: words}), limited())
+    assert caught.value.reason is Reason.CORRUPT
+
+
 @pytest.mark.parametrize(
-    ("length", "mode", "needed", "refused"),
-    [(0, 0, 0, False), (2, 2, 2, False), (3, 2, 2, False), (1, 2, 2, True), (0, 0, 1, True), (2, 0, 2, True), (2, 1, 2, True)],
+    ("securebits", "without", "with_setpcap"),
+    [
+        (0, False, False),
+        (0b1, False, False),  # NOROOT
+        (0b11, False, False),  # ... and locked
+        (0b1100_0000, False, False),  # NO_CAP_AMBIENT_RAISE, locked
+        (0b1000, False, False),  # NO_SETUID_FIXUP is off and locked so
+        (0b10_0000, False, False),  # KEEP_CAPS is off and locked so
+        (0b1_0000, False, False),  # KEEP_CAPS needs no capability
+        (0b11_0000, True, False),  # ... but to lock it does
+        (0b100, True, False),  # NO_SETUID_FIXUP
+        (1 << 8, True, True),  # nothing
+    ],
 )
-def test_seccomp(place: Place, length: int, mode: int, needed: int, refused: bool) -> None:
-    """A chain of fewer filters than PID 1 has, or filters without the mode that applies them, are refused."""
-    last = seccomp_chain(place, length)
-    core = Core(machine=1, thread=ThreadCore(seccomp_mode=mode, seccomp_filter=last))
-    limit = limited(seccomp=2 if needed else 0, seccomp_filters=needed)
-    assert exceeds(credentials._check_seccomp, core, limit, credentials._filters(place.fd)) is refused
+def test_securebits(securebits: int, without: bool, with_setpcap: bool) -> None:
+    """Securebits that restrict are anybody's; those that loosen need CAP_SETPCAP, which alone can set them."""
+    asked = plain(securebits=securebits)
+    assert exceeds(capabilities.check, asked, limited()) is without
+    assert exceeds(capabilities.check, asked, limited(permitted=1 << SETPCAP)) is with_setpcap
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_reduced_credentials(data: st.DataObject) -> None:
+    """Whatever was asked for, what is left is allowed, nothing was added, and what was allowed before is untouched."""
+    sets = st.integers(0, (1 << 41) - 1)
+    bounding = data.draw(sets)
+    limit = limited(
+        permitted=data.draw(sets) & bounding,
+        bounding=bounding,
+        uids=(data.draw(st.sampled_from([0, 1000])),) * 4,
+        no_new_privs=data.draw(st.booleans()),
+    )
+    asked = plain(
+        **{name: words(data.draw(sets)) for name in capabilities.SETS},
+        no_new_privs=data.draw(st.sampled_from([None, 0, 1])),
+        securebits=data.draw(st.integers(0, 511)),
+    )
+    before = dataclasses.replace(asked)
+    fitted = not exceeds(capabilities.check, asked, limit)
+    lost, changes = capabilities.reduce(asked, limit)
+    capabilities.check(7, asked, limit)
+    assert (asked == before) is (not lost and not changes) is fitted
+    for name in capabilities.SETS:
+        now, then = (capabilities.mask(getattr(each, name)) for each in (asked, before))
+        assert now & ~then == 0
+        assert then & ~now & ~lost == 0
+    assert asked.securebits & ~before.securebits == 0
+    assert (asked.no_new_privs or 0) >= (before.no_new_privs or 0)
+
+
+def test_reduced_images(place: Place) -> None:
+    """What exceeds is taken from the images when the user allows that, each lost capability is named, and the rest stays."""
+    creds = own_credentials()
+    for name in ("bounding", "permitted", "effective", "inheritable"):
+        getattr(creds, name)[1] |= 1 << 31
+    write_core(place, creds)
+    refused(place, Reason.PRIVILEGE_EXCEEDED)
+    found = credentials.bound_credentials(place.fd, ME, cut=True)
+    assert list(found.warnings) == ["PRIVILEGE_EXCEEDED was allowed: capability 63 taken (of processes 7)"]
+    left = read_one(place.fd, "core-7.img", Core)
+    assert left.thread is not None
+    assert left.thread.creds == own_credentials()
+    assert credentials.bound_credentials(place.fd, ME, cut=True).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("nice", "policy", "priority", "refused"),
+    [(0, 0, 0, False), (19, 3, 0, False), (5, 5, 0, False), (-1, 0, 0, True), (0, 1, 1, True), (0, 2, 99, True), (0, 6, 0, True)],
+)
+def test_scheduling(nice: int, policy: int, priority: int, refused: bool) -> None:
+    """A thread of higher priority than PID 1 and its limits allow is refused; CAP_SYS_NICE allows all."""
+    core = Core(machine=1, thread=ThreadCore(sched_nice=nice, sched_policy=policy | 1 << 30, sched_priority=priority))
+    assert exceeds(credentials._check_scheduling, core, limited(), [0] * 16, 0) is refused
+    assert not exceeds(credentials._check_scheduling, core, limited(permitted=1 << SYS_NICE), [0] * 16, 0)
+    assert not exceeds(credentials._check_scheduling, core, limited(), [99] * 16, 0) or policy == 6
+
+
+@pytest.mark.parametrize("count", [0, 15, 17])
+def test_limits_that_are_missing(place: Place, count: int) -> None:
+    """A task without each of its limits is damaged: CRIU's own would stay in force."""
+    write_core(place, the_task=task(hard=[0] * count))
+    assert f"{count} limits" in refused(place, Reason.CORRUPT)
+
+
+# --- seccomp ----------------------------------------------------------------------------------------
+
+ONE, TWO, OWN = (struct.pack("<HBBI", 0x06, 0, 0, 0x50000 | number) for number in (1, 2, 3))
+"""Filters that answer everything with an error."""
+
+
+def chain_of(place: Place, programs: list[bytes], mode: int = 2) -> Core:
+    """Write a chain of these filters, the first one installed first; return a core under it."""
+    filters = [SeccompFilter(program=each, previous=number - 1 if number else None) for number, each in enumerate(programs)]
+    place.write("seccomp.img", Seccomp(filters))
+    last = len(programs) - 1 if programs else None
+    return Core(machine=1, task=task(), thread=ThreadCore(seccomp_mode=mode, seccomp_filter=last))
+
+
+@pytest.mark.parametrize(
+    ("chain", "mode", "needed", "refused"),
+    [
+        ([], 0, [], False),
+        ([OWN], 2, [], False),
+        ([ONE], 2, [ONE], False),
+        ([ONE, OWN], 2, [ONE], False),
+        ([OWN, TWO, ONE], 2, [ONE, TWO], False),
+        ([], 0, [ONE], True),
+        ([PROGRAM], 2, [ONE], True),
+        ([ONE], 2, [ONE, TWO], True),
+        ([ONE, ONE], 2, [ONE, TWO], True),
+        ([ONE], 0, [ONE], True),
+        ([ONE], 1, [ONE], True),
+    ],
+)
+def test_seccomp(place: Place, chain: list[bytes], mode: int, needed: list[bytes], refused: bool) -> None:
+    """A chain must have every program of PID 1's, may have more, and counts only with the mode that applies it."""
+    core = chain_of(place, chain, mode)
+    assert exceeds(Filters(place.fd, len(needed), needed).check, core) is refused
+    filters = Filters(place.fd, len(needed), needed)
+    assert filters.add(7, core) is refused
+    filters.check(7, core)
+    filters.write()
+    written = [entry.program for entry in read_one(place.fd, "seccomp.img", Seccomp).filters]
+    assert written == chain + (needed if refused else [])
+    assert Filters(place.fd, len(needed), needed).add(7, core) is False
+
+
+def test_seccomp_filters_are_added_once(place: Place) -> None:
+    """Threads that share a chain get PID 1's filters once, beneath it."""
+    core = chain_of(place, [OWN, PROGRAM])
+    filters = Filters(place.fd, 1, [ONE])
+    assert [filters.add(7, core), filters.add(8, core)] == [True, False]
+    filters.write()
+    found = read_one(place.fd, "seccomp.img", Seccomp).filters
+    assert [(entry.program, entry.previous) for entry in found] == [(OWN, 2), (PROGRAM, 0), (ONE, None)]
+
+
+def test_seccomp_that_can_only_be_counted(place: Place) -> None:
+    """Where PID 1's programs are not to be had, the number of filters counts, and none is added."""
+    for chain, wrong in (([], True), ([PROGRAM], False)):
+        core = chain_of(place, chain)
+        filters = Filters(place.fd, 1, None)
+        assert exceeds(filters.check, core) is wrong
+        assert filters.add(7, core) is False
+
+
+@pytest.mark.parametrize("name", ["old_seccomp_mode", "old_seccomp_filter"])
+def test_seccomp_in_an_outdated_place(place: Place, name: str) -> None:
+    """A mode that stands with the task, where CRIU lets it win over the thread's, is refused."""
+    core = chain_of(place, [ONE])
+    setattr(core.task, name, 0)
+    with pytest.raises(Refused, match="outdated place"):
+        Filters(place.fd, 1, [ONE]).check(7, core)
 
 
 @pytest.mark.parametrize("filters", [[], [0], [1, 0], [99], [1, None, 7, 2]])
 @pytest.mark.parametrize("needed", [0, 2])
-def test_seccomp_chains_that_are_none(filters: list[int | None], needed: int) -> None:
+def test_seccomp_chains_that_are_none(place: Place, filters: list[int | None], needed: int) -> None:
     """Filters that name each other in a circle, or one that is not there, are damaged; those nobody uses are not looked at."""
-    limit = limited(seccomp=2 if needed else 0, seccomp_filters=needed)
+    place.write("seccomp.img", Seccomp([SeccompFilter(program=PROGRAM, previous=each) for each in filters]))
     core = Core(machine=1, thread=ThreadCore(seccomp_mode=2, seccomp_filter=0))
     if filters[2:]:
-        credentials._check_seccomp(7, core, limit, filters)
+        Filters(place.fd, needed, None).check(7, core)
         return
     with pytest.raises(Refused, match="have no first one") as caught:
-        credentials._check_seccomp(7, core, limit, filters)
+        Filters(place.fd, needed, None).check(7, core)
     assert caught.value.reason is Reason.CORRUPT
+
+
+@pytest.mark.parametrize("program", [b"", b"x", PROGRAM + b"x", PROGRAM * 4097], ids=len)
+def test_seccomp_programs_that_are_none(place: Place, program: bytes) -> None:
+    """A filter that is no whole number of instructions, or too many, is damaged: CRIU would give up without a word."""
+    core = chain_of(place, [program])
+    with pytest.raises(Refused, match="is no program"):
+        Filters(place.fd, 0, ()).check(7, core)
 
 
 def test_seccomp_filters_of_a_second_entry(place: Place) -> None:
     """Only the image's first entry counts, which is all that CRIU reads."""
-    one = Seccomp([SeccompFilter(program=b"x")])
-    place.write("seccomp.img", one, one)
-    assert credentials._filters(place.fd) == [None]
+    place.write("seccomp.img", Seccomp([SeccompFilter(program=ONE)]), Seccomp([SeccompFilter(program=TWO)]))
+    core = Core(machine=1, thread=ThreadCore(seccomp_mode=2, seccomp_filter=0))
+    assert exceeds(Filters(place.fd, 1, [TWO]).check, core)
 
 
 def test_no_seccomp_image(place: Place) -> None:
     """Without the image there is no filter."""
-    assert credentials._filters(place.fd) == []
+    core = Core(machine=1, thread=ThreadCore(seccomp_mode=0))
+    assert exceeds(Filters(place.fd, 1, [ONE]).check, core)
+    assert not exceeds(Filters(place.fd, 0, ()).check, core)
 
 
 # --- the rest of the images -------------------------------------------------------------------------
@@ -399,8 +573,10 @@ def test_no_seccomp_image(place: Place) -> None:
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        *((name, True) for name in ("files.img", "core-1.img", "pagemap-shmem-1f.img", "signal-s-7.img", "ids-7.img")),
+        *((name, True) for name in ("files.img", "core-1.img", "pagemap-shmem-1f.img", "timens-7.img", "ids-7.img")),
         *((name, False) for name in ("mountpoints-9.img", "netdev-9.img", "userns-9.img", "core-x.img", "x.img.bak")),
+        *((f"{name}-7.img", False) for name in ("creds", "rlimit", "sigacts", "itimers", "posix-timers", "signal-s", "pidfd")),
+        *((f"{name}.img", False) for name in ("unixsk", "eventpoll-tfd", "inotify-wd", "fanotify-mark", "bpfmap-file")),
         *((name, False) for name in ("core-1.img\n", "CORE-1.img", "utsns-11.img", "ipcns-var-10.img", "nftables-1.img")),
     ],
 )

@@ -16,31 +16,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chrek.criu.images import matching, open_regular, read_all, read_one
-from chrek.criu.messages import Core, GhostFile, Inventory, NamespaceIds, PstreeEntry, Seccomp
+from chrek.criu import capabilities
+from chrek.criu.capabilities import exceeded
+from chrek.criu.images import Image, matching, open_regular, read_all, read_one
+from chrek.criu.messages import Core, GhostFile, Inventory, NamespaceIds, PstreeEntry
+from chrek.criu.seccomp import Filters
 from chrek.errors import Reason, Refused
 from chrek.system import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from chrek.criu.messages import Credentials
+    from chrek.criu.messages import Credentials, TaskCore
     from chrek.system.ids import HostPid
     from chrek.system.procfs import Status
 
 _NAMES = re.compile(
     r"(cgroup|files|inventory|pstree|seccomp|remap-fpath|filelocks|fifo-data|pipes-data|sk-queues|memfd|tty-info|tty-data"
-    r"|unixsk|eventpoll-tfd|inotify-wd|fanotify-mark|signal-[ps]-\d+|udp-queue|bpfmap-file|bpfmap-data"
-    r"|(core|mm|pagemap|pages|fs|ids|fdinfo|timens|ghost-file|pagemap-shmem|tcp-stream|itimers|posix-timers|sigacts|creds"
-    r"|rlimit|pidfd)-[0-9a-f]+)\.img"
+    r"|bpfmap-data|(core|mm|pagemap|pages|fs|ids|fdinfo|timens|ghost-file|pagemap-shmem|tcp-stream)-[0-9a-f]+)\.img"
 )
-"""Every image that CRIU writes for a tree that shares all its namespaces."""
+"""Every image that CRIU 4 writes for a tree that shares all its namespaces.
 
-_SECCOMP_FILTER = 2
+What older ones had beside these (``creds-N``, ``rlimit-N``, ``sigacts-N`` and so on) it still reads, where it does not
+find the same in ``core-N``: nothing here looks into those, so none may be there.
+"""
+
 _ENDED = {2, 6}
 """Task states dead and zombie (``compel/include/uapi/task-state.h``)."""
-_SETGID, _SETUID = 6, 7
 _RLIM_INFINITY = (1 << 64) - 1
+_LIMITS = 16
+"""RLIM_NLIMITS."""
+_NICE, _RTPRIO = 13, 14
+_SHARED_POLICIES, _REALTIME_POLICIES = {0, 3, 5}, {1, 2}
+"""SCHED_OTHER, _BATCH and _IDLE; SCHED_FIFO and _RR (linux/sched.h)."""
+_RESET_ON_FORK = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -128,106 +137,159 @@ def read_first(directory: int, name: str) -> Iterable[GhostFile]:
         raise Refused(Reason.CORRUPT, f"images/{name}: {error}") from error
 
 
-def check_credentials(directory: int, pid1: HostPid) -> set[int]:
-    """Check every task and thread against PID 1; return the capabilities that the images' bounding sets have.
+@dataclass(frozen=True)
+class Bounded:
+    """Images that ask for no more than PID 1 has.
+
+    Attributes:
+        bounding: capabilities that one of the bounding sets has.
+        warnings: what was taken from them, by name, and what could not be compared.
+    """
+
+    bounding: frozenset[int]
+    warnings: tuple[str, ...]
+
+
+def bound_credentials(directory: int, pid1: HostPid, *, cut: bool = False) -> Bounded:
+    """Check every task and thread against PID 1.
+
+    With *cut*, capabilities, no_new_privs, securebits and seccomp filters that exceed PID 1's are cut down to it
+    first, in the images, which then must be nobody else's.
 
     Raises:
-        Refused: ``PRIVILEGE_EXCEEDED`` naming process, what it asks for and what PID 1 has.
+        Refused: ``PRIVILEGE_EXCEEDED`` naming process, what it asks for and what PID 1 has; ``CORRUPT``.
     """
     limit = procfs.status(pid1)
     if limit is None:
         raise Refused(Reason.CLAIM_LOST, f"Process {pid1} is gone.")
-    hard = _hard_limits(pid1)
-    score = int(procfs.read_text(pid1, "oom_score_adj") or 0)
-    label = _label(pid1)
-    filters = _filters(directory)
+    checks = _Checks(pid1, limit, Filters.of(directory, pid1, limit))
+    cuts = _Cuts()
     bounding: set[int] = set()
     for number, name in matching(directory, r"core-(\d+)\.img").items():
-        core = read_one(directory, name, Core)
+        image: Image[Core] = Image.read(directory, name)
+        core = next(image.decode(Core), None)
+        if core is None:
+            raise Refused(Reason.CORRUPT, f"images/{name}: it has no entry.")
         creds = core.thread.creds if core.thread else None
         if creds is None and core.task is not None and core.task.state in _ENDED:
             continue  # it will not run again
         if creds is None or core.thread is None:
             raise Refused(Reason.CORRUPT, f"images/{name}: it has no credentials.")
-        _check_ids(number, creds, limit)
-        _check_capabilities(number, creds, limit)
-        _check_label(number, creds, label)
-        _check_seccomp(number, core, limit, filters)
-        if core.task is not None:
-            _check_limits(number, core, hard)
-            if (core.task.oom_score_adj or 0) < score:
-                raise _exceeded(number, f"an oom_score_adj of {core.task.oom_score_adj}", f"{score}")
-        bounding |= _bits(_mask(creds.bounding))
-    return bounding
+        if cut and cuts.cut(number, core, creds, checks):
+            image.entries[0] = core.encode()
+            image.write(directory)
+        checks.check(number, core, creds)
+        bounding |= capabilities.bits(capabilities.mask(creds.bounding))
+    if cut:
+        checks.filters.write()
+    return Bounded(frozenset(bounding), (*cuts.words(), *checks.filters.warnings))
 
 
-def _exceeded(process: int, asked: str, has: str) -> Refused:
-    message = f"Process {process} of the checkpoint asks for {asked}; this container's PID 1 has {has}."
-    return Refused(Reason.PRIVILEGE_EXCEEDED, message)
+@dataclass
+class _Checks:
+    """What PID 1 has, and every check of a thread against it."""
+
+    pid1: HostPid
+    limit: Status
+    filters: Filters
+
+    def __post_init__(self) -> None:
+        self._hard = _hard_limits(self.pid1)
+        self._score = int(procfs.read_text(self.pid1, "oom_score_adj") or 0)
+        self._label = _label(self.pid1)
+        self._nice = _nice(self.pid1)
+
+    def check(self, number: int, core: Core, creds: Credentials) -> None:
+        """Raise `Refused` if the thread asks for more."""
+        _check_ids(number, creds, self.limit)
+        capabilities.check(number, creds, self.limit)
+        _check_label(number, creds, self._label)
+        self.filters.check(number, core)
+        _check_scheduling(number, core, self.limit, self._hard, self._nice)
+        if core.task is None:
+            return
+        _check_limits(number, core.task, self._hard)
+        if (core.task.oom_score_adj or 0) < self._score:
+            raise exceeded(number, f"an oom_score_adj of {core.task.oom_score_adj}", f"{self._score}")
+
+
+class _Cuts:
+    """What was taken from threads that exceeded PID 1."""
+
+    def __init__(self) -> None:
+        self._lost = 0
+        self._changes: set[str] = set()
+        self._processes: list[int] = []
+
+    def cut(self, number: int, core: Core, creds: Credentials, checks: _Checks) -> bool:
+        """Cut one thread down; return whether anything had to be."""
+        lost, changes = capabilities.reduce(creds, checks.limit)
+        if checks.filters.add(number, core):
+            changes.append("this container's seccomp filters added")
+        if lost or changes:
+            self._lost |= lost
+            self._changes.update(changes)
+            self._processes.append(number)
+        return bool(lost or changes)
+
+    def words(self) -> list[str]:
+        """Return what there is to tell."""
+        if not self._processes:
+            return []
+        taken = [f"{capabilities.named(self._lost)} taken"] if self._lost else []
+        what = "; ".join([*taken, *sorted(self._changes)])
+        return [
+            f"{Reason.PRIVILEGE_EXCEEDED.code} was allowed: {what} (of processes {', '.join(map(str, self._processes))})"
+        ]
 
 
 def _check_ids(process: int, creds: Credentials, limit: Status) -> None:
     permitted = limit.capabilities["CapPrm"]
     uids = {creds.uid, creds.euid, creds.suid, creds.fsuid}
-    if not permitted >> _SETUID & 1 and not uids <= set(limit.uids):
-        raise _exceeded(process, f"user ids {sorted(uids)}", f"{sorted(set(limit.uids))} and not CAP_SETUID")
+    if not permitted >> capabilities.SETUID & 1 and not uids <= set(limit.uids):
+        raise exceeded(process, f"user ids {sorted(uids)}", f"{sorted(set(limit.uids))} and not CAP_SETUID")
     gids = {creds.gid, creds.egid, creds.sgid, creds.fsgid, *creds.groups}
     allowed = {*limit.gids, *limit.groups}
-    if not permitted >> _SETGID & 1 and not gids <= allowed:
-        raise _exceeded(process, f"group ids {sorted(gids)}", f"{sorted(allowed)} and not CAP_SETGID")
-
-
-def _check_capabilities(process: int, creds: Credentials, limit: Status) -> None:
-    bounding, permitted = limit.capabilities["CapBnd"], limit.capabilities["CapPrm"]
-    # Root gains its bounding set at every exec, unless no_new_privs forbids; others keep what they have.
-    reachable = bounding if 0 in limit.uids and not limit.no_new_privs else permitted | limit.capabilities["CapAmb"]
-    for name, most in (
-        ("bounding", bounding),
-        ("permitted", reachable),
-        ("effective", reachable),
-        ("ambient", reachable),
-        ("inheritable", bounding | limit.capabilities["CapInh"]),
-    ):
-        more = _mask(getattr(creds, name)) & ~most
-        if more:
-            raise _exceeded(process, f"{name} capabilities {sorted(_bits(more))}", "not these")
-    if limit.no_new_privs and not creds.no_new_privs:
-        raise _exceeded(process, "new privileges at exec", "no_new_privs")
+    if not permitted >> capabilities.SETGID & 1 and not gids <= allowed:
+        raise exceeded(process, f"group ids {sorted(gids)}", f"{sorted(allowed)} and not CAP_SETGID")
 
 
 def _check_label(process: int, creds: Credentials, label: str | None) -> None:
     wanted = creds.lsm_profile or None
     if wanted not in {None, label, "unconfined"} or (label and wanted != label):
-        raise _exceeded(process, f"the security label {wanted!r}", f"{label!r}")
+        raise exceeded(process, f"the security label {wanted!r}", f"{label!r}")
 
 
-def _check_seccomp(process: int, core: Core, limit: Status, filters: list[int | None]) -> None:
+def _check_scheduling(process: int, core: Core, limit: Status, hard: list[int], nice: int) -> None:
+    """Check priorities: a real-time thread would take the node's processors from everybody."""
     assert core.thread is not None
-    length = 0
-    position = core.thread.seccomp_filter if core.thread.seccomp_mode == _SECCOMP_FILTER else None
-    while position is not None:
-        length += 1
-        # In a circle CRIU would go on for ever.
-        if position >= len(filters) or length > len(filters):
-            raise Refused(Reason.CORRUPT, f"images/seccomp.img: the filters of process {process} have no first one.")
-        position = filters[position]
-    if limit.seccomp and length < limit.seccomp_filters:
-        raise _exceeded(process, f"{length} seccomp filters", f"{limit.seccomp_filters}")
+    if limit.capabilities["CapPrm"] >> capabilities.SYS_NICE & 1:
+        return
+    lowest = min(nice, 20 - min(hard[_NICE], 40))
+    if (core.thread.sched_nice or 0) < lowest:
+        raise exceeded(process, f"a nice value of {core.thread.sched_nice}", f"{lowest} and not CAP_SYS_NICE")
+    policy = (core.thread.sched_policy or 0) & ~_RESET_ON_FORK
+    priority = core.thread.sched_priority or 0
+    if policy in _SHARED_POLICIES or (policy in _REALTIME_POLICIES and priority <= hard[_RTPRIO]):
+        return
+    raise exceeded(process, f"scheduling policy {policy} with priority {priority}", "not CAP_SYS_NICE")
 
 
-def _filters(directory: int) -> list[int | None]:
-    """Return for each filter in the images the number of the one installed before it; CRIU reads one entry."""
-    if "seccomp.img" not in os.listdir(directory):
-        return []
-    return [entry.previous for image in read_all(directory, "seccomp.img", Seccomp)[:1] for entry in image.filters]
-
-
-def _check_limits(process: int, core: Core, hard: list[int]) -> None:
-    assert core.task is not None
-    entries = core.task.rlimits.entries if core.task.rlimits else []
+def _check_limits(process: int, task: TaskCore, hard: list[int]) -> None:
+    entries = task.rlimits.entries if task.rlimits else []
+    if len(entries) != _LIMITS and task.state not in _ENDED:
+        # One that is missing would stay CRIU's own, which is higher.
+        raise Refused(Reason.CORRUPT, f"Process {process} has {len(entries)} limits of {_LIMITS}.")
     for number, (entry, most) in enumerate(zip(entries, hard, strict=False)):
         if entry.hard > most:
-            raise _exceeded(process, f"a hard limit {number} of {entry.hard}", f"{most}")
+            raise exceeded(process, f"a hard limit {number} of {entry.hard}", f"{most}")
+
+
+def _nice(pid: HostPid) -> int:
+    try:
+        return os.getpriority(os.PRIO_PROCESS, pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _hard_limits(pid: HostPid) -> list[int]:
@@ -258,11 +320,3 @@ def lsm_option(pid: HostPid) -> str | None:
     if label is None:
         return None
     return f"{'selinux' if ':' in label else 'apparmor'}:{label}"
-
-
-def _mask(words: list[int]) -> int:
-    return sum(word << 32 * number for number, word in enumerate(words))
-
-
-def _bits(mask: int) -> set[int]:
-    return {number for number in range(mask.bit_length()) if mask >> number & 1}

@@ -174,6 +174,9 @@ class Rseq(Message):
 
 @dataclass
 class ThreadCore(Message):
+    sched_nice: int | None = field(3, ZIGZAG)
+    sched_policy: int | None = field(4, UINT32)
+    sched_priority: int | None = field(5, UINT32)
     creds: Credentials | None = nested(10, Credentials)
     seccomp_mode: int | None = field(11, UINT32)
     seccomp_filter: int | None = field(12, UINT32)
@@ -198,6 +201,7 @@ class TaskCore(Message):
     comm: str = field(6, TEXT, required=True)
     rlimits: Rlimits | None = nested(8, Rlimits)
     old_seccomp_mode: int | None = field(11, UINT32)
+    old_seccomp_filter: int | None = field(12, UINT32)
     oom_score_adj: int | None = field(14, INT32)
 
 

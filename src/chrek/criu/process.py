@@ -32,8 +32,8 @@ GHOST_LIMIT = (1 << 32) - 1
 """The largest deleted file CRIU may carry: the RPC field has 32 bits."""
 
 # CRIU runs as root inside the container and needs much, but never these: loading modules, raw I/O,
-# rebooting. What is not in its bounding set, no image can make it do.
-_NEVER = {"SYS_MODULE": 16, "SYS_RAWIO": 17, "SYS_PACCT": 20, "SYS_BOOT": 22, "MAC_ADMIN": 33}
+# rebooting, making devices. What is not in its bounding set, no image can make it do.
+_NEVER = {"SYS_MODULE": 16, "SYS_RAWIO": 17, "SYS_PACCT": 20, "SYS_BOOT": 22, "MKNOD": 27, "MAC_ADMIN": 33}
 
 
 class CriuFailed(Exception):

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from chrek.artifact import Level, is_pool_blob
 from chrek.criu import credentials
 from chrek.criu.bundle import Bundle
+from chrek.criu.private import private_images
 from chrek.criu.process import Criu, CriuFailed, Settings
 from chrek.engine import compatibility, gpu, streams
 from chrek.engine.container import Container
@@ -108,27 +109,32 @@ def restore(request: Request, progress: Progress | None = None) -> Outcome:
             tells the init, which then starts cold.
     """
     progress = progress or Progress()
-    began = time.monotonic()
-    container = Container(request.pid1)
     with ExitStack() as stack:
         stack.enter_context(request.mailbox.beating())
         with progress.phase("open"):
             checkpoint = stack.enter_context(open_checkpoint(request.store, request.checkpoint_id))
-            work = _Work.open(checkpoint, stack)
+            work = _Work.open(checkpoint, stack, request.scratch)
+        return _restore(request, checkpoint, work, progress)
+
+
+def _restore(request: Request, checkpoint: Checkpoint, work: _Work, progress: Progress) -> Outcome:
+    began = time.monotonic() - progress.seconds.get("open", 0.0)
+    container = Container(request.pid1)
+    with ExitStack() as stack:
         with progress.phase("prefetch"):
             stack.enter_context(prefetch(work.index, work.folders))
         with progress.phase("compare"):
             bundle = Bundle.find()
             bundle.require()
             _require_no_filter(container)
-            warnings, bounding = _compare(request, container, checkpoint, work)
+            warnings, bounded = _compare(request, container, checkpoint, work)
             gpus = gpu.plan(checkpoint.manifest, container)
         files = stack.enter_context(Replay(container, checkpoint))
         grown = stack.enter_context(Cut(container))
         with progress.phase("files"):
             by_helper = _files(container, checkpoint, files)
             grown.cut(written(work.images))
-        filled = _criu(request, container, checkpoint, work, bundle, bounding, progress)
+        filled = _criu(request, container, checkpoint, work, bundle, bounded.bounding, progress)
         if gpus is not None:
             gpus.restore(procfs.in_namespace(procfs.members("pid", container.pid1)), progress)
         with progress.phase("hand over"):
@@ -156,36 +162,36 @@ def restore_inside(
     allow: frozenset[Reason],
     settings: Settings,
     scratch: str,
-) -> None:
+) -> Outcome:
     """Restore from inside a container, as a child of its init; the arguments are those of `Request`.
 
     Raises:
         ChrekError: as `restore`.
     """
-    with Store.open(store) as opened:
-        _move_away(opened, checkpoint_id)
-        restore(
-            Request(
-                pid1=pid1,
-                mailbox=mailbox,
-                store=opened,
-                checkpoint_id=checkpoint_id,
-                verify=verify,
-                allow=allow,
-                settings=settings,
-                scratch=scratch,
-            )
+    with Store.open(store) as opened, open_checkpoint(opened, checkpoint_id) as checkpoint, ExitStack() as stack:
+        # Opened once: what decides which process ids are left free is what is restored then.
+        work = _Work.open(checkpoint, stack, scratch)
+        _move_away(work.tree)
+        request = Request(
+            pid1=pid1,
+            mailbox=mailbox,
+            store=opened,
+            checkpoint_id=checkpoint_id,
+            verify=verify,
+            allow=allow,
+            settings=settings,
+            scratch=scratch,
         )
+        stack.enter_context(mailbox.beating())
+        return _restore(request, checkpoint, work, Progress())
 
 
-def _move_away(store: Store, checkpoint_id: str) -> None:
-    """Go on in a process whose id the application does not need; the claim's pipe comes along.
+def _move_away(tree: Tree) -> None:
+    """Go on in a process whose id the application does not need; descriptors and the claim's pipe come along.
 
     Raises:
         RestoreFailed: ``PID_IN_USE``, when the kernel does not let ids be skipped.
     """
-    with open_checkpoint(store, checkpoint_id) as checkpoint, ExitStack() as stack:
-        tree = _Work.open(checkpoint, stack).tree
     if os.getpid() > tree.highest:
         return
     try:
@@ -199,7 +205,7 @@ def _move_away(store: Store, checkpoint_id: str) -> None:
 
 @dataclass(frozen=True)
 class _Work:
-    """The checkpoint's parts, opened: descriptors of its directories, the memory index, the process tree."""
+    """The checkpoint's parts, opened: our own view of its images, its memory and the index of it, the process tree."""
 
     images: int
     folders: Folders
@@ -207,7 +213,7 @@ class _Work:
     tree: Tree
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, stack: ExitStack) -> _Work:
+    def open(cls, checkpoint: Checkpoint, stack: ExitStack, scratch: str | None) -> _Work:
         directories = {}
         for name in ("images", "memory"):
             try:
@@ -216,12 +222,14 @@ class _Work:
                 raise Refused(Reason.CORRUPT, f"{name}/ of the checkpoint: {error.strerror}.") from error
             stack.callback(os.close, directories[name])
         index = read_index(directories["memory"], checkpoint.manifest.files.get(f"memory/{INDEX_NAME}"))
-        images = directories["images"]
+        images = stack.enter_context(private_images(directories["images"], scratch))
         return cls(images, Folders(directories["memory"], directories["memory"]), index, credentials.read_tree(images))
 
 
-def _compare(request: Request, container: Container, checkpoint: Checkpoint, work: _Work) -> tuple[list[str], set[int]]:
-    """Refuse what does not fit; return warnings, and the capabilities in the images' bounding sets."""
+def _compare(
+    request: Request, container: Container, checkpoint: Checkpoint, work: _Work
+) -> tuple[list[str], credentials.Bounded]:
+    """Refuse what does not fit; return warnings, and what the images still ask for."""
     bulk = {file.path for file in work.index.files}
     # Pages are compared as they are put back, and pools' blocks when they are on the GPU: reading them twice would
     # double the time of a restore.
@@ -232,7 +240,9 @@ def _compare(request: Request, container: Container, checkpoint: Checkpoint, wor
     credentials.check_names(work.images)
     credentials.check_namespaces(work.images)
     credentials.check_ghosts(work.images)
-    return warnings, credentials.check_credentials(work.images, container.pid1)
+    cut = Reason.PRIVILEGE_EXCEEDED in request.allow
+    bounded = credentials.bound_credentials(work.images, container.pid1, cut=cut)
+    return [*warnings, *bounded.warnings], bounded
 
 
 def _require_no_filter(container: Container) -> None:
@@ -292,7 +302,7 @@ def _criu(
     checkpoint: Checkpoint,
     work: _Work,
     bundle: Bundle,
-    bounding: set[int],
+    bounding: frozenset[int],
     progress: Progress,
 ) -> int:
     """Rebuild the tree and fill it; return the bytes filled."""
@@ -314,7 +324,7 @@ def _try_criu(
     checkpoint: Checkpoint,
     work: _Work,
     bundle: Bundle,
-    bounding: set[int],
+    bounding: frozenset[int],
     progress: Progress,
 ) -> int:
     with ExitStack() as stack:
@@ -339,7 +349,7 @@ def _try_criu(
                 control_groups=groups,
                 keep_free=work.tree.highest + 64,
                 inherit=inherit,
-                keep=frozenset(bounding),
+                keep=bounding,
             )
         )
         filled = 0

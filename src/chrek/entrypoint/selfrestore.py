@@ -36,7 +36,7 @@ def _restore(store: Path, checkpoint_id: str, init: HostPid, mailbox: Mailbox) -
     try:
         settings = environment.parse(os.environ)
         refuse_knobs(settings.criu)
-        restore_inside(
+        outcome = restore_inside(
             store=store,
             checkpoint_id=checkpoint_id,
             pid1=init,
@@ -46,6 +46,8 @@ def _restore(store: Path, checkpoint_id: str, init: HostPid, mailbox: Mailbox) -
             settings=CriuSettings(timeout=settings.criu.timeout, log_level=settings.criu.log_level),
             scratch=settings.criu.work_dir,
         )
+        for warning in outcome.warnings:
+            os.write(2, f"chrek: warning: {warning}\n".encode(errors="replace"))
     except ChrekError as error:
         mailbox.failed(error.reason, error.message)
         return int(error.exit_code)
