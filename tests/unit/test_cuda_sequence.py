@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import os
 import subprocess
 import sys
@@ -21,7 +23,10 @@ from gpu import cudastandin
 
 pytestmark = pytest.mark.skipif(cudastandin.compiler() is None, reason="needs a C compiler for the stand-in driver")
 
-QUICK = Deadlines(init=5, query=5, lock=5, checkpoint=5, restore=5, unlock=5)
+QUICK = Deadlines(init=60, query=60, lock=60, checkpoint=60, restore=60, unlock=60)
+"""For calls that come back: on a busy machine a thread may have to wait for its turn."""
+SHORT = 3.0
+"""For one call that never comes back beside one that has to."""
 STEPS = ("Lock", "Checkpoint")
 
 
@@ -136,7 +141,7 @@ def test_a_call_that_hangs_ends_at_the_deadline(standin: cudastandin.StandIn, pi
     for pid in pids:
         standin.add(pid)
     standin.fail(f"cuCheckpointProcess{call}", -1, pid=pids[1], hang_ms=60_000, times=1)
-    state = gpu_state(standin, Deadlines(init=5, query=5, lock=0.3, checkpoint=0.3, restore=5, unlock=5))
+    state = gpu_state(standin, dataclasses.replace(QUICK, **{call.lower(): SHORT}))
     with pytest.raises(CaptureFailed, match="has not come back") as caught:
         state.capture(pids)
     assert caught.value.reason is Reason.GPU_STUCK
@@ -144,7 +149,7 @@ def test_a_call_that_hangs_ends_at_the_deadline(standin: cudastandin.StandIn, pi
     standin.release()
     for thread in threading.enumerate():
         if thread.name == f"chrek-cuda-{pids[1]}":
-            thread.join(10)
+            thread.join(60)
     assert standin.state(pids[1]) == ProcessState.RUNNING
 
 
@@ -262,6 +267,15 @@ def test_a_state_that_cannot_be_read(standin: cudastandin.StandIn, pids: list[Ho
     standin.fail("cuCheckpointProcessGetState", Code.NOT_PERMITTED)
     with pytest.raises(ChrekError, match="NOT_PERMITTED"):
         gpu_state(standin).capture(pids)
+
+
+def test_the_environment_is_read_at_load(standin: cudastandin.StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No later call of the stand-in reads the environment, which this process may be changing at that moment."""
+    library = ctypes.CDLL(str(standin.library))
+    monkeypatch.setenv("CHREK_STANDIN", "/nowhere")
+    assert library.cuInit(0) == 0
+    standin.fail("cuInit", Code.SYSTEM_NOT_READY)
+    assert library.cuInit(0) == Code.SYSTEM_NOT_READY
 
 
 def test_the_restore_thread(standin: cudastandin.StandIn) -> None:

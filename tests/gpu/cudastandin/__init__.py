@@ -17,8 +17,6 @@ from typing import ClassVar
 SOURCE = Path(__file__).with_name("standin.c")
 NAME = 48
 GIB = 1 << 30
-_KEPT: list[mmap.mmap] = []
-"""Mappings stay for good: calls that a test let hang may come back after it."""
 
 
 class _Process(ctypes.Structure):
@@ -90,7 +88,6 @@ class StandIn:
         self.path.write_bytes(bytes(ctypes.sizeof(_Shared)))
         with self.path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
-        _KEPT.append(self._map)
         self.shared = _Shared.from_buffer(self._map)
         self.shared.version = 13000
         self.shared.gpus = gpus

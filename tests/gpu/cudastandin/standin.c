@@ -30,18 +30,17 @@ struct shared {
 static struct shared *S;
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
 
-static struct shared *shared(void) {
-    pthread_mutex_lock(&guard);
-    if (!S) {
-        int fd = open(getenv("CHREK_STANDIN"), O_RDWR);
-        S = mmap(NULL, sizeof *S, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        /* The first call may come when its test is over and the file gone: it then has a machine of its own. */
-        if (S == MAP_FAILED) S = calloc(1, sizeof *S);
-        close(fd);
-    }
-    pthread_mutex_unlock(&guard);
-    return S;
+/* At load, by the thread that loads: a first call may come on another thread while the test's own changes the
+ * environment, and getenv(3) then reads memory that setenv(3) has freed. Without a file it has a machine of its own. */
+__attribute__((constructor)) static void find_shared(void) {
+    const char *path = getenv("CHREK_STANDIN");
+    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    S = mmap(NULL, sizeof *S, PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+    if (S == MAP_FAILED) abort();
+    if (fd >= 0) close(fd);
 }
+
+static struct shared *shared(void) { return S; }
 
 /* The code that a test asked this call to give; -1 if none. A rule may first let `skip` calls pass. */
 static int injected(const char *call, int pid) {
