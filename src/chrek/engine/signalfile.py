@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from chrek.artifact import Marker, timestamp
 from chrek.engine.container import closing_fd
 from chrek.engine.replay import write_file
-from chrek.errors import CaptureFailed, ChrekError, Reason, Refused
+from chrek.errors import CaptureFailed, ChrekError, Reason, Refused, UsageError
 from chrek.rootfs import fd as fds
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def marker(
     more: dict[str, object] = dict(extra or {})
     if error is not None:
         # A refusal will be refused again: the init ends with another exit code, so that a Job need not retry.
-        more |= {"reason": error.reason.code, "refused": isinstance(error, Refused)}
+        more |= {"reason": error.reason.code, "refused": isinstance(error, Refused | UsageError)}
     return Marker(
         checkpoint_id=checkpoint_id,
         checkpoint_path=path,
