@@ -27,9 +27,12 @@ def _same_environment() -> Iterator[None]:
     """Give every test the environment that the first one had, whatever the code under test sets in it."""
     before = dict(os.environ)
     yield
-    if os.environ != before:
-        os.environ.clear()
-        os.environ.update(before)
+    # Only what differs: a thread that a test left may be reading the environment (getenv(3) has no lock).
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    for name, value in before.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 @pytest.fixture
