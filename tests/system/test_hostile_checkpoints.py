@@ -18,7 +18,7 @@ from chrek.artifact import FileEntry
 from chrek.artifact.manifest import manifest_digest
 from chrek.artifact.marker import Marker
 from chrek.criu.images import Image, read_one
-from chrek.criu.messages import Core, Credentials, GhostFile, NamespaceIds
+from chrek.criu.messages import Core, Credentials, GhostFile, NamespaceIds, Seccomp, SeccompFilter
 from chrek.errors import ChrekError, Reason
 from chrek.store.layout import Store
 from containers import needs
@@ -41,18 +41,24 @@ def rewrite(images: Path, name: str, edit: Callable[[Core], None]) -> None:
     os.close(fd)
 
 
-def credentials(change: Callable[[Credentials], None]) -> Forge:
-    """Return a forger that changes the credentials of the first task."""
+def first(edit: Callable[[Core], None]) -> Forge:
+    """Return a forger that changes the first task."""
 
     def forge(home: Path) -> None:
-        def edit(core: Core) -> None:
-            assert core.thread is not None
-            assert core.thread.creds is not None
-            change(core.thread.creds)
-
         rewrite(home / "images", min(path.name for path in (home / "images").glob("core-*.img")), edit)
 
     return forge
+
+
+def credentials(change: Callable[[Credentials], None]) -> Forge:
+    """Return a forger that changes the credentials of the first task."""
+
+    def edit(core: Core) -> None:
+        assert core.thread is not None
+        assert core.thread.creds is not None
+        change(core.thread.creds)
+
+    return first(edit)
 
 
 def all_capabilities(creds: Credentials) -> None:
@@ -75,14 +81,61 @@ def label(creds: Credentials) -> None:
     creds.lsm_profile = "unconfined_t"
 
 
-def no_credentials(home: Path) -> None:
+def no_credentials(core: Core) -> None:
     """Leave the credentials out, which would leave CRIU's own in force."""
+    assert core.thread is not None
+    core.thread.creds = None
 
-    def edit(core: Core) -> None:
-        assert core.thread is not None
-        core.thread.creds = None
 
-    rewrite(home / "images", min(path.name for path in (home / "images").glob("core-*.img")), edit)
+def half_a_set(creds: Credentials) -> None:
+    """Have a set of one word, behind whose end CRIU would read whatever is there."""
+    creds.effective = creds.effective[:1]
+
+
+def securebits(creds: Credentials) -> None:
+    """Ask to keep capabilities when the user changes."""
+    creds.securebits = 1 << 2
+
+
+def few_limits(core: Core) -> None:
+    """Leave all limits but the first out, which would leave CRIU's own in force."""
+    assert core.task is not None
+    assert core.task.rlimits is not None
+    del core.task.rlimits.entries[1:]
+
+
+def realtime(core: Core) -> None:
+    """Ask for the processors before everybody else of the node."""
+    assert core.thread is not None
+    core.thread.sched_policy, core.thread.sched_priority = 1, 99
+
+
+def no_filter(core: Core) -> None:
+    """Ask to run without seccomp filters."""
+    assert core.thread is not None
+    core.thread.seccomp_mode, core.thread.seccomp_filter = 0, None
+
+
+def no_filter_as_of_old(core: Core) -> None:
+    """Ask for the same where CRIU once had it, and lets it win over what stands in the right place."""
+    assert core.task is not None
+    core.task.old_seccomp_mode = 0
+
+
+def permit_all(home: Path) -> None:
+    """Have as many filters as before, all of which permit everything."""
+    fd = os.open(home / "images", os.O_RDONLY)
+    image: Image[Seccomp] = Image.read(fd, "seccomp.img")
+    filters = next(image.decode(Seccomp)).filters
+    permitting = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+    image.entries = [Seccomp([SeccompFilter(program=permitting, previous=each.previous) for each in filters]).encode()]
+    image.write(fd)
+    os.close(fd)
+
+
+def image_of_old(home: Path) -> None:
+    """Carry limits in an image of their own, as CRIU did before it had them in the task's."""
+    (home / "images/rlimit-7.img").write_bytes(struct.pack("<II", 0x54564319, 0x57113925))
 
 
 def own_namespace(home: Path) -> None:
@@ -134,7 +187,15 @@ FORGERIES: dict[str, tuple[Forge, Reason]] = {
     "new privileges": (credentials(new_privileges), Reason.PRIVILEGE_EXCEEDED),
     "ambient capability": (credentials(ambient), Reason.PRIVILEGE_EXCEEDED),
     "security label": (credentials(label), Reason.PRIVILEGE_EXCEEDED),
-    "no credentials": (no_credentials, Reason.CORRUPT),
+    "half a capability set": (credentials(half_a_set), Reason.CORRUPT),
+    "securebits": (credentials(securebits), Reason.PRIVILEGE_EXCEEDED),
+    "no credentials": (first(no_credentials), Reason.CORRUPT),
+    "few limits": (first(few_limits), Reason.CORRUPT),
+    "real-time priority": (first(realtime), Reason.PRIVILEGE_EXCEEDED),
+    "no seccomp filter": (first(no_filter), Reason.PRIVILEGE_EXCEEDED),
+    "no seccomp filter, the old way": (first(no_filter_as_of_old), Reason.CORRUPT),
+    "permitting seccomp filter": (permit_all, Reason.PRIVILEGE_EXCEEDED),
+    "image of an old CRIU": (image_of_old, Reason.CORRUPT),
     "own namespace": (own_namespace, Reason.CORRUPT),
     "ghost device": (ghost_device, Reason.PRIVILEGE_EXCEEDED),
     "mount table": (mount_table, Reason.CORRUPT),
@@ -167,9 +228,17 @@ def seal(home: Path) -> None:
     (home / "checkpoint.done").write_bytes(marker.to_sealed_json())
 
 
+PROFILE = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+    "syscalls": [{"names": ["acct", "mount", "reboot"], "action": "SCMP_ACT_ERRNO"}],
+}
+"""Two containers with one profile have the same filter: the honest checkpoint is restored."""
+
+
 def test_forgeries(container: Make, store: Store) -> None:
     """Every forgery is refused with its reason before CRIU runs; the honest one is restored."""
-    source = cycle.start(container, cycle.app("beat"))
+    source = cycle.start(container, cycle.app("beat"), seccomp=PROFILE)
     for number, name in enumerate([*FORGERIES, "honest"]):
         cycle.capture(source, store, f"forged-{number}")
         home = (Path(store.path) / f"forged-{number}").resolve()
@@ -178,13 +247,13 @@ def test_forgeries(container: Make, store: Store) -> None:
         seal(home)
     source.delete()
     for number, (name, (_, reason)) in enumerate(FORGERIES.items()):
-        copy = cycle.waiting(container, cycle.app("beat"), f"forged-{number}")
+        copy = cycle.waiting(container, cycle.app("beat"), f"forged-{number}", seccomp=PROFILE)
         with pytest.raises(ChrekError) as caught:
             cycle.restore(copy, store, f"forged-{number}")
         assert caught.value.reason is reason, (name, caught.value)
         copy.wait_for(f"chrek: start=cold reason={reason.code}")
         assert not (copy.root / "tmp/criu-restore.log").exists(), name
         copy.delete()
-    copy = cycle.waiting(container, cycle.app("beat"), f"forged-{len(FORGERIES)}")
+    copy = cycle.waiting(container, cycle.app("beat"), f"forged-{len(FORGERIES)}", seccomp=PROFILE)
     cycle.restore(copy, store, f"forged-{len(FORGERIES)}")
     copy.wait_for("chrek: start=restored")

@@ -103,7 +103,7 @@ def task(*, hard: list[int] | None = None, score: int | None = None, state: int 
 
 
 def seccomp_chain(place: Place, length: int) -> int | None:
-    """Write that many filters, each on top of the one before; return the number of the last."""
+    """Write that many filters, each followed by the one before; return the number of the last."""
     filters = [SeccompFilter(program=PROGRAM, previous=number - 1 if number else None) for number in range(length)]
     place.write("seccomp.img", Seccomp(filters))
     return length - 1 if length else None
@@ -114,6 +114,7 @@ def write_core(place: Place, creds: Credentials | None = None, the_task: TaskCor
     last = seccomp_chain(place, me().seccomp_filters)
     thread = ThreadCore(creds=creds or own_credentials(), seccomp_mode=2 if last is not None else 0, seccomp_filter=last)
     place.write("core-7.img", Core(machine=1, task=the_task or task(), thread=thread))
+    place.write("pstree.img", PstreeEntry(pid=7, ppid=0, pgid=7, sid=7, threads=[7]))
 
 
 def refused(place: Place, reason: Reason) -> str:
@@ -178,6 +179,7 @@ def test_a_label_that_pid1_lacks(place: Place) -> None:
 
 def test_no_credentials(place: Place) -> None:
     """A core without credentials is damaged, unless its process has ended: that one never runs again."""
+    place.write("pstree.img", PstreeEntry(pid=7, ppid=0, pgid=7, sid=7, threads=[7]))
     place.write("core-7.img", Core(machine=1, task=task(), thread=ThreadCore()))
     assert "no credentials" in refused(place, Reason.CORRUPT)
     place.write("core-7.img", Core(machine=1, task=task()))
@@ -466,9 +468,14 @@ ONE, TWO, OWN = (struct.pack("<HBBI", 0x06, 0, 0, 0x50000 | number) for number i
 """Filters that answer everything with an error."""
 
 
-def chain_of(place: Place, programs: list[bytes], mode: int = 2) -> Core:
+def chain_of(place: Place, programs: list[bytes], mode: int = 2, flags: list[int] | None = None) -> Core:
     """Write a chain of these filters, the first one installed first; return a core under it."""
-    filters = [SeccompFilter(program=each, previous=number - 1 if number else None) for number, each in enumerate(programs)]
+    marks = flags or [0] * len(programs)
+    chain = list(zip(programs, marks, strict=True))[::-1]  # as CRIU writes it
+    filters = [
+        SeccompFilter(program=each, previous=number - 1 if number else None, flags=mark)
+        for number, (each, mark) in enumerate(chain)
+    ]
     place.write("seccomp.img", Seccomp(filters))
     last = len(programs) - 1 if programs else None
     return Core(machine=1, task=task(), thread=ThreadCore(seccomp_mode=mode, seccomp_filter=last))
@@ -499,18 +506,75 @@ def test_seccomp(place: Place, chain: list[bytes], mode: int, needed: list[bytes
     filters.check(7, core)
     filters.write()
     written = [entry.program for entry in read_one(place.fd, "seccomp.img", Seccomp).filters]
-    assert written == chain + (needed if refused else [])
+    assert written == chain[::-1] + (needed if refused else [])
     assert Filters(place.fd, len(needed), needed).add(7, core) is False
 
 
 def test_seccomp_filters_are_added_once(place: Place) -> None:
-    """Threads that share a chain get PID 1's filters once, beneath it."""
+    """Threads with one chain get PID 1's filters once, and first."""
     core = chain_of(place, [OWN, PROGRAM])
-    filters = Filters(place.fd, 1, [ONE])
-    assert [filters.add(7, core), filters.add(8, core)] == [True, False]
+    assert core.thread is not None
+    other = thread_of(2, core.thread.seccomp_filter)
+    filters = Filters(place.fd, 2, [ONE, TWO])
+    assert [filters.add(7, core), filters.add(8, other), filters.add(8, other)] == [True, True, False]
     filters.write()
     found = read_one(place.fd, "seccomp.img", Seccomp).filters
-    assert [(entry.program, entry.previous) for entry in found] == [(OWN, 2), (PROGRAM, 0), (ONE, None)]
+    entries = [(entry.program, entry.previous) for entry in found]
+    assert entries == [(PROGRAM, None), (OWN, 0), (ONE, 3), (TWO, 1)]
+    assert other.thread is not None
+    assert core.thread.seccomp_filter == other.thread.seccomp_filter == 2
+
+
+def thread_of(mode: int | None, last: int | None = None) -> Core:
+    """Return another thread of a process."""
+    return Core(machine=1, thread=ThreadCore(seccomp_mode=mode, seccomp_filter=last))
+
+
+@pytest.mark.parametrize(
+    ("flags", "needed", "refused"),
+    [
+        ([1, 1], [ONE, OWN], False),
+        ([0, 1], [ONE, OWN], False),
+        ([1, 0], [ONE], False),
+        ([1, 0], [ONE, OWN], True),
+        ([0, 0], [ONE], True),
+        ([4, 2], [ONE], True),
+        ([1, 1], [ONE, TWO], True),
+    ],
+)
+def test_seccomp_of_the_whole_process(place: Place, flags: list[int], needed: list[bytes], refused: bool) -> None:
+    """A thread without filters of its own has those of the first one that are installed for all threads, and no others."""
+    leader = chain_of(place, [ONE, OWN], flags=flags)
+    thread = thread_of(None)
+    assert exceeds(Filters(place.fd, len(needed), needed).check, thread, leader) is refused
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("flags", "needed"), [([0, 0], [ONE]), ([1, 1], [ONE, TWO]), ([0, 1], [TWO])])
+def test_seccomp_is_added_to_the_whole_process(place: Place, flags: list[int], needed: list[bytes], first: bool) -> None:
+    """PID 1's filters reach every thread, whether it has those of its process or its own, in whatever order they come."""
+    leader, thread = chain_of(place, [ONE, OWN], flags=flags), thread_of(None)
+    filters = Filters(place.fd, len(needed), needed)
+    for core in [leader, thread] if first else [thread, leader]:
+        filters.add(7, core, None if core is leader else leader)
+    filters.check(7, thread, leader)
+    filters.check(7, leader)
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_seccomp_of_a_thread_and_of_the_whole_process(place: Place, mode: int) -> None:
+    """A thread with filters of its own beside those for all is refused: the kernel would then give those to nobody."""
+    leader = chain_of(place, [ONE, OWN], flags=[1, 1])
+    with pytest.raises(Refused, match="beside those of its process") as caught:
+        Filters(place.fd, 1, [ONE]).check(8, thread_of(mode, 1), leader)
+    assert caught.value.reason is Reason.CORRUPT
+
+
+def test_seccomp_flags(place: Place) -> None:
+    """A filter that would be installed with flags that CRIU never writes is refused."""
+    core = chain_of(place, [ONE], flags=[8])
+    with pytest.raises(Refused, match="unknown flags 0x8"):
+        Filters(place.fd, 1, [ONE]).check(7, core)
 
 
 def test_seccomp_that_can_only_be_counted(place: Place) -> None:

@@ -165,24 +165,36 @@ def bound_credentials(directory: int, pid1: HostPid, *, cut: bool = False) -> Bo
     checks = _Checks(pid1, limit, Filters.of(directory, pid1, limit))
     cuts = _Cuts()
     bounding: set[int] = set()
-    for number, name in matching(directory, r"core-(\d+)\.img").items():
-        image: Image[Core] = Image.read(directory, name)
-        core = next(image.decode(Core), None)
-        if core is None:
-            raise Refused(Reason.CORRUPT, f"images/{name}: it has no entry.")
-        creds = core.thread.creds if core.thread else None
-        if creds is None and core.task is not None and core.task.state in _ENDED:
-            continue  # it will not run again
-        if creds is None or core.thread is None:
-            raise Refused(Reason.CORRUPT, f"images/{name}: it has no credentials.")
-        if cut and cuts.cut(number, core, creds, checks):
-            image.entries[0] = core.encode()
-            image.write(directory)
-        checks.check(number, core, creds)
-        bounding |= capabilities.bits(capabilities.mask(creds.bounding))
+    images = {number: _core(directory, name) for number, name in matching(directory, r"core-(\d+)\.img").items()}
+    leaders = _leaders(directory)
+    for image, core in images.values():
+        ended = core.task is not None and core.task.state in _ENDED  # it will not run again
+        if not ended and (core.thread is None or core.thread.creds is None):
+            raise Refused(Reason.CORRUPT, f"images/{image.name}: it has no credentials.")
+    alive = {number: core for number, (_, core) in images.items() if core.thread and core.thread.creds}
+    leading = {number: alive.get(leaders[number]) if leaders.get(number, number) != number else None for number in alive}
     if cut:
+        for number, core in alive.items():
+            if cuts.cut(number, core, leading[number], checks):
+                images[number][0].entries[0] = core.encode()
+                images[number][0].write(directory)
         checks.filters.write()
+    for number, core in alive.items():
+        checks.check(number, core, leading[number])
+        bounding |= capabilities.bits(capabilities.mask(_credentials(core).bounding))
     return Bounded(frozenset(bounding), (*cuts.words(), *checks.filters.warnings))
+
+
+def _core(directory: int, name: str) -> tuple[Image[Core], Core]:
+    image: Image[Core] = Image.read(directory, name)
+    for core in image.decode(Core):
+        return image, core
+    raise Refused(Reason.CORRUPT, f"images/{name}: it has no entry.")
+
+
+def _leaders(directory: int) -> dict[int, int]:
+    """Return for each thread the first thread of its process."""
+    return {thread: entry.pid for entry in read_all(directory, "pstree.img", PstreeEntry) for thread in entry.threads}
 
 
 @dataclass
@@ -199,18 +211,25 @@ class _Checks:
         self._label = _label(self.pid1)
         self._nice = _nice(self.pid1)
 
-    def check(self, number: int, core: Core, creds: Credentials) -> None:
+    def check(self, number: int, core: Core, leader: Core | None) -> None:
         """Raise `Refused` if the thread asks for more."""
+        creds = _credentials(core)
         _check_ids(number, creds, self.limit)
         capabilities.check(number, creds, self.limit)
         _check_label(number, creds, self._label)
-        self.filters.check(number, core)
+        self.filters.check(number, core, leader)
         _check_scheduling(number, core, self.limit, self._hard, self._nice)
         if core.task is None:
             return
         _check_limits(number, core.task, self._hard)
         if (core.task.oom_score_adj or 0) < self._score:
             raise exceeded(number, f"an oom_score_adj of {core.task.oom_score_adj}", f"{self._score}")
+
+
+def _credentials(core: Core) -> Credentials:
+    assert core.thread is not None
+    assert core.thread.creds is not None
+    return core.thread.creds
 
 
 class _Cuts:
@@ -221,10 +240,10 @@ class _Cuts:
         self._changes: set[str] = set()
         self._processes: list[int] = []
 
-    def cut(self, number: int, core: Core, creds: Credentials, checks: _Checks) -> bool:
+    def cut(self, number: int, core: Core, leader: Core | None, checks: _Checks) -> bool:
         """Cut one thread down; return whether anything had to be."""
-        lost, changes = capabilities.reduce(creds, checks.limit)
-        if checks.filters.add(number, core):
+        lost, changes = capabilities.reduce(_credentials(core), checks.limit)
+        if checks.filters.add(number, core, leader):
             changes.append("this container's seccomp filters added")
         if lost or changes:
             self._lost |= lost

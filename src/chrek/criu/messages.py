@@ -318,6 +318,8 @@ class FdInfo(Message):
 
 @dataclass
 class SeccompFilter(Message):
+    """``seccomp_filter``; *previous* (CRIU's ``prev``) is the one that is installed next."""
+
     program: bytes = field(1, RAW, required=True)
     previous: int | None = field(2, UINT32)
     flags: int | None = field(3, UINT32)

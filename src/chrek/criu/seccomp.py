@@ -1,14 +1,17 @@
 """Seccomp filters in the images: every thread must come back under all filters that PID 1 has.
 
-CRIU's ``seccomp.img`` holds the programs, each with the number of the one installed before it, and each thread
-names the last of its chain. The kernel asks all filters of a chain and takes the strictest answer (seccomp(2)), so
-a chain that contains every program of PID 1's is at least as strict as PID 1; what more it has (the init's own
-filter, the application's sandbox) does no harm. Programs are compared byte by byte: whether one program is as
+CRIU's ``seccomp.img`` holds the programs, and each thread names the one to be installed first; a program's
+``prev`` is the number of the next one. The kernel asks all filters of a chain and takes the strictest answer
+(seccomp(2)), so a chain that contains every program of PID 1's is at least as strict as PID 1; what more it has (the
+init's own filter, the application's sandbox) does no harm. Programs are compared byte by byte: whether one program is as
 strict as another cannot be told.
+
+Where all threads of a process have the same chain, CRIU writes it for the first thread only and marks its filters:
+installing one with that mark gives all filters so far to every thread of the process (SECCOMP_FILTER_FLAG_TSYNC).
 
 Runtimes build a profile's program from the profile *and the container's capabilities* (containerd's RuntimeDefault
 allows ``mount`` where CAP_SYS_ADMIN is held), so containers of one image with different capabilities have different
-programs. That is refused like any other difference. Where the user allows it, PID 1's programs are put beneath the
+programs. That is refused like any other difference. Where the user allows it, PID 1's programs are put before the
 chains that lack them: as if the runtime had installed them first, which only ever forbids more.
 """
 
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 IMAGE = "seccomp.img"
 _MAGIC = 0x64413049
 """SECCOMP_MAGIC of ``criu/include/magic.h``."""
-_DISABLED, _FILTER = 0, 2
+_FILTER = 2
+_TSYNC, _LOG, _SPEC_ALLOW = 1, 2, 4
 _LONGEST = 4096 * INSTRUCTION
 """BPF_MAXINSNS."""
 
@@ -56,7 +60,7 @@ class Filters:
         self._needed = needed
         self._programs = programs or ()
         self._filters = _read(directory)
-        self._added = -1
+        self._bases: dict[int | None, int] = {}
         self.warnings: list[str] = []
 
     @classmethod
@@ -71,63 +75,75 @@ class Filters:
             found.warnings.append(words)
             return found
 
-    def check(self, process: int, core: Core) -> None:
-        """Check one thread.
+    def check(self, process: int, core: Core, leader: Core | None = None) -> None:
+        """Check one thread; *leader* is the first thread of its process, None for that one itself.
 
         Raises:
             Refused: ``PRIVILEGE_EXCEEDED``, it lacks a filter of PID 1's; ``CORRUPT``, its chain is none.
         """
-        chain = self._chain(process, core)
+        chain = self._chain(process, core, leader)
         if len(chain) < self._needed:
             raise exceeded(process, f"{len(chain)} seccomp filters", f"{self._needed}", cure=CURE)
         missing = len(self._missing(chain))
         if missing:
             raise exceeded(process, f"{len(chain)} seccomp filters", f"{missing} that are not among them", cure=CURE)
 
-    def add(self, process: int, core: Core) -> bool:
-        """Put PID 1's filters beneath those of a thread that lacks one; return whether that was needed.
+    def add(self, process: int, core: Core, leader: Core | None = None) -> bool:
+        """Put PID 1's filters before those of a thread that lacks one; return whether that was needed.
+
+        A thread that has those of its process gets PID 1's with them, when they are added to the first thread.
 
         Raises:
             Refused: ``CORRUPT``, its chain is none.
         """
-        chain = self._chain(process, core)
-        if not self._missing(chain):
+        if not self._missing(self._chain(process, core, leader)) or (leader is not None and self._shared(process, leader)):
             return False
         assert core.thread is not None
-        if chain:
-            base = self._base()
-            self._filters[chain[-1]].previous = base
-        else:
-            core.thread.seccomp_mode, core.thread.seccomp_filter = _FILTER, self._base()
+        first = core.thread.seccomp_filter if core.thread.seccomp_mode == _FILTER else None
+        core.thread.seccomp_mode, core.thread.seccomp_filter = _FILTER, self._base(first)
         return True
 
     def write(self) -> None:
         """Write the image anew, if filters were added."""
-        if self._added >= 0:
+        if self._bases:
             magic = struct.pack("<II", COMMON_MAGIC, _MAGIC)
             image: Image[Seccomp] = Image(IMAGE, magic, [Seccomp(self._filters).encode()])
             image.write(self._directory)
 
-    def _base(self) -> int:
-        """Return the number of the last of PID 1's filters, which are appended to the image's."""
-        if self._added < 0:
+    def _base(self, following: int | None) -> int:
+        """Return the number of the first of PID 1's filters, appended to the image's, after which *following* comes."""
+        if following not in self._bases:
+            start, last = len(self._filters), len(self._programs) - 1
             for number, program in enumerate(self._programs):
-                self._filters.append(
-                    SeccompFilter(program=program, previous=len(self._filters) - 1 if number else None)
-                )
-            self._added = len(self._filters) - 1
-        return self._added
+                after = following if number == last else start + number + 1
+                self._filters.append(SeccompFilter(program=program, previous=after))
+            self._bases[following] = start
+        return self._bases[following]
 
     def _missing(self, chain: list[int]) -> list[bytes]:
         have = {bytes(self._filters[number].program) for number in chain}
         return [program for program in self._programs if program not in have]
 
-    def _chain(self, process: int, core: Core) -> list[int]:
-        """Return the numbers of a thread's filters, the last installed first."""
+    def _chain(self, process: int, core: Core, leader: Core | None) -> list[int]:
+        """Return the numbers of the filters that a thread will run under, in the order they are installed."""
         assert core.thread is not None
-        if core.task is not None and (
-            core.task.old_seccomp_mode is not None or core.task.old_seccomp_filter is not None
-        ):
+        own = self._own_chain(process, core)
+        shared = self._shared(process, leader) if leader is not None else []
+        if shared and core.thread.seccomp_mode:
+            # The kernel would then give the chain to nobody, not even to the first thread, and CRIU go on.
+            raise Refused(Reason.CORRUPT, f"Process {process} has seccomp filters beside those of its process.")
+        return shared or own
+
+    def _shared(self, process: int, leader: Core) -> list[int]:
+        """Return the filters of a first thread that are given to all others."""
+        chain = self._own_chain(process, leader)
+        while chain and not (self._filters[chain[-1]].flags or 0) & _TSYNC:
+            chain.pop()
+        return chain
+
+    def _own_chain(self, process: int, core: Core) -> list[int]:
+        assert core.thread is not None
+        if core.task is not None and (core.task.old_seccomp_mode is not None or core.task.old_seccomp_filter is not None):
             # Old images had it there. CRIU lets it win over the thread's own, and no capture of ours writes it.
             raise Refused(Reason.CORRUPT, f"Process {process} has its seccomp mode in an outdated place.")
         found: list[int] = []
@@ -136,14 +152,18 @@ class Filters:
             # In a circle CRIU would go on for ever.
             if position >= len(self._filters) or len(found) > len(self._filters):
                 raise Refused(Reason.CORRUPT, f"images/{IMAGE}: the filters of process {process} have no first one.")
-            size = len(self._filters[position].program)
-            if not 0 < size <= _LONGEST or size % INSTRUCTION:
-                raise Refused(
-                    Reason.CORRUPT, f"images/{IMAGE}: filter {position} has {size} bytes, which is no program."
-                )
+            self._require_program(position)
             found.append(position)
             position = self._filters[position].previous
         return found
+
+    def _require_program(self, position: int) -> None:
+        entry = self._filters[position]
+        size = len(entry.program)
+        if not 0 < size <= _LONGEST or size % INSTRUCTION:
+            raise Refused(Reason.CORRUPT, f"images/{IMAGE}: filter {position} has {size} bytes, which is no program.")
+        if (entry.flags or 0) & ~(_TSYNC | _LOG | _SPEC_ALLOW):
+            raise Refused(Reason.CORRUPT, f"images/{IMAGE}: filter {position} has unknown flags {entry.flags:#x}.")
 
 
 def _read(directory: int) -> list[SeccompFilter]:
