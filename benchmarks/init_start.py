@@ -4,7 +4,7 @@
 
 Runs a program directly and under the init, in turn, and prints the medians. No root needed. The
 interpreter is the one that runs this script, with ``-I -S`` as in the images; its own bare start is shown
-beside.
+beside. Then the start of the command line (``chrek --version``) and, as root, of a container of the tests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-INIT = Path(__file__).resolve().parents[1] / "src/chrek/entrypoint/__main__.py"
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO / "src"), str(REPO / "tests")]
+INIT = REPO / "src/chrek/entrypoint/__main__.py"
 PROBE = ["sh", "-c", "echo up; read line"]
 BARE = [sys.executable, "-I", "-S", "-c", "print('up', flush=True); input()"]
 
@@ -34,6 +36,21 @@ def start(command: list[str]) -> tuple[float, int, int]:
     fields = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
     process.communicate(b"\n")
     return seconds, fields["Rss"], fields["Private_Clean"] + fields["Private_Dirty"]
+
+
+def version() -> float:
+    """Return the seconds that ``chrek --version`` takes."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "chrek.cli", "--version"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def container() -> float:
+    """Return the seconds until a container of the tests runs."""
+    from containers import Container
+
+    with Container(["/bin/sleep", "1000"]) as made:
+        return made.start_seconds
 
 
 def _links(pid: int) -> str:
@@ -60,6 +77,11 @@ def main() -> None:
             f"{name:24} median {1000 * seconds:6.1f} ms  worst {1000 * worst:6.1f} ms"
             f"  resident {resident / 1024:5.1f} MB  private {private / 1024:5.1f} MB"
         )
+    starts = {"chrek --version": version, **({"container (runc)": container} if os.geteuid() == 0 else {})}
+    for name, once in starts.items():
+        once()  # what the first of all makes stays
+        times = [once() for _ in range(rounds)]
+        print(f"{name:24} median {1000 * statistics.median(times):6.1f} ms  worst {1000 * max(times):6.1f} ms")
 
 
 if __name__ == "__main__":

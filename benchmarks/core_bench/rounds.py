@@ -16,7 +16,7 @@ from core_bench.place import INIT, SOURCE_PID, SOURCES, TARGET_PID, Place
 
 MODES = ("lazy", "plain")
 RESTORES = (("lazy", "full"), ("lazy", "off"))
-"""A plain dump's checkpoint is filled by the same code from other files: measured once, it took the same time."""
+"""Restores are measured from lazy checkpoints alone: a plain dump's is filled by the same code from other files."""
 GUEST = Path(__file__).with_name("app.py")
 
 Sample = dict[str, Any]
