@@ -256,11 +256,11 @@ class Container:
         path = self.home / name
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_for(self, text: str, *, timeout: float = 20.0) -> None:
+    def wait_for(self, text: str, *, timeout: float = 60.0) -> None:
         """Return when `text` stands in one of the logs; TimeoutError after `timeout` seconds or when PID 1 ended."""
         self.until(lambda: text in self.log or text in self.err, timeout=timeout, what=f"{text!r} in the log")
 
-    def until(self, happened: Callable[[], bool], *, timeout: float = 20.0, what: str = "what was waited for") -> None:
+    def until(self, happened: Callable[[], bool], *, timeout: float = 60.0, what: str = "what was waited for") -> None:
         """Return when `happened()` is true; TimeoutError after `timeout` seconds or when PID 1 ended before."""
         deadline = time.monotonic() + timeout
         while not happened():
@@ -335,7 +335,7 @@ class Container:
             self._status = int(self._read_report() or b"-1")
         return self._status
 
-    def stop(self, timeout: float = 10.0) -> int:
+    def stop(self, timeout: float = 60.0) -> int:
         """Kill PID 1 and with it everything in the container; return the exit status. Files and logs stay."""
         if self.running:
             with contextlib.suppress(ProcessLookupError):
