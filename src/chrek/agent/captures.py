@@ -299,6 +299,8 @@ class Captures:
             inside.write_signal(case.container, marker, signals=self._node.config.signals, runtime=case.runtime)
         except ChrekError as failure:
             log.warning(str(failure), reason=failure.reason.code, **case.context)
+            if failure.reason is Reason.APP_NOT_FOUND:
+                return  # it has ended meanwhile: nobody is left who waits
             with suppress(ApiFailed):
                 self._node.events.post_error(
                     case.pod, EventReason.CHECKPOINT_FAILED, failure, container_id=case.runtime.id
