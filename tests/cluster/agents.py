@@ -61,6 +61,11 @@ class Agent:
         return self._process.pid
 
     @property
+    def log_file(self) -> Path:
+        """Where it says what it does."""
+        return self._log
+
+    @property
     def log(self) -> str:
         """What it has said."""
         return self._log.read_text(errors="replace")

@@ -20,6 +20,7 @@ APPS = Path(__file__).with_name("apps")
 PYTHON = Path(sys.prefix) / "share/chrek/criu"
 NAME = "localhost/chrek-test-app"
 PLAIN = "localhost/chrek-test-plain"
+OTHER = "localhost/chrek-test-other"
 AGENT = "localhost/chrek-agent:0.1.0"
 COMMAND = ["/usr/local/bin/smart-entrypoint.sh", "python3", "/app/server.py"]
 
@@ -37,6 +38,12 @@ def _digest() -> str:
 def app_image(cluster: Cluster) -> str:
     """Return the image's name; it is on the node."""
     return _on_node(cluster, NAME, bundle=True, command=COMMAND)
+
+
+@functools.cache
+def other_image(cluster: Cluster) -> str:
+    """Return the name of an image with the same files and another digest; it is on the node."""
+    return _on_node(cluster, OTHER, bundle=True, command=[*COMMAND, "--other"])
 
 
 @functools.cache

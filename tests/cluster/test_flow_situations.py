@@ -1,30 +1,245 @@
-"""What goes wrong on a cluster: what everybody is told of it, how containers end, and what the next pod does."""
+"""What goes wrong on a cluster: every row of `situations.ALL` is made, and every column of it is asserted."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from cluster import flow
-from cluster.appimage import COMMAND
+from cluster import faults, flow
+from cluster.agents import Agent
+from cluster.appimage import COMMAND, app_image, other_image
 from cluster.kube import Cluster
 from cluster.kube.layout import BUSYBOX_IMAGE
 from cluster.kube.processes import wait_for
-from cluster.place import Place, make_place
-from cluster.workspace import Manifest
+from cluster.place import Place
+from cluster.situations import ALL, ENTRYPOINT, HERE, NOTHING, WITNESS, App, Fault, Kind, Situation, commands_of
+from cluster.terminal import AGENT_POD, Terminal, agent_pod
+from cluster.workspace import Manifest, Workspace, is_ready
+
+ROWS = [row for row in ALL if row.where == HERE]
+WRONG = [row for row in ROWS if row.exit_code == 2]
+CHECKPOINTS = [row for row in ROWS if row.kind is Kind.CHECKPOINT and row not in WRONG]
+RESTORES = [row for row in ROWS if row.kind is Kind.RESTORE and row not in WRONG]
+
+
+@dataclass(frozen=True)
+class Scene(Place):
+    """An agent with a store of its own file system, a claim on it, a checkpoint ``one``, and somebody who types."""
+
+    terminal: Terminal
+
+    def job(self, name: str, checkpoint_id: str) -> Manifest:
+        """A checkpoint pod whose application prints its signal file."""
+        return flow.job(name, checkpoint_id, image=self.image, args=[ENTRYPOINT, "sh", "-c", WITNESS])
+
+    def pod(self, row: Situation) -> Manifest:
+        """The pod of a row."""
+        make = self.job if row.kind is Kind.CHECKPOINT else self.restored
+        manifest = make(row.name, row.id)
+        row.change.apply(manifest)
+        if row.fault is Fault.SIDECAR:
+            sidecar = {"name": "proxy", "image": BUSYBOX_IMAGE, "command": ["sleep", "1000"]}
+            manifest["spec"]["containers"].append(sidecar)
+        if row.fault is Fault.IMAGE:
+            _main(manifest)["image"] = other_image(self.workspace.cluster)
+        return manifest
+
+    def remove(self, name: str) -> None:
+        """Let a pod go at once."""
+        self.workspace.core.delete_namespaced_pod(name, self.workspace.namespace, grace_period_seconds=0)
 
 
 @pytest.fixture(scope="module")
-def place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """One agent and one checkpoint for all."""
-    with make_place(cluster, tmp_path_factory.mktemp("agent"), "situations") as it:
-        yield it
+    folder = tmp_path_factory.mktemp("situations")
+    image = app_image(cluster)
+    with (
+        Workspace.make(cluster, f"situations-{os.getpid()}") as workspace,
+        faults.mounted_store(folder) as store,
+        faults.stand_in_driver(folder),
+        Agent(workspace, folder, store=str(store)) as agent,
+    ):
+        flow.claim(workspace, store)
+        (store / "models").mkdir()
+        (store / "models" / "weights").write_text("one")
+        try:
+            workspace.apply(agent_pod(workspace, agent, folder, image=image))
+            args = [ENTRYPOINT, "sh", "-c", WITNESS]
+            workspace.apply(flow.job("source", "one", image=image, args=args, securityContext=NOTHING))
+            assert flow.wait_annotation(workspace, "source", flow.RESULT).startswith("created ")
+            workspace.ended("source")
+            agent_is_there(workspace)
+            token = flow.token(workspace.logs("source"))
+            yield Scene(workspace, agent, image, token, Terminal.open(workspace, folder))
+        finally:
+            workspace.core.delete_persistent_volume(f"{workspace.namespace}-store")
+
+
+def agent_is_there(workspace: Workspace) -> None:
+    """Wait for the DaemonSet's pod."""
+    workspace.wait(workspace.core.list_namespaced_pod, is_ready, what="agent's pod", label_selector=f"app={AGENT_POD}")
+
+
+@pytest.mark.parametrize("row", CHECKPOINTS, ids=lambda row: row.name)
+def test_checkpoint(place: Scene, row: Situation) -> None:
+    """Signal file, events, codes, exit status, termination message, application, and the next pod are as the table says."""
+    with faults.made(row.fault, place.agent.store, row.id):
+        place.workspace.apply(place.pod(row))
+        log = _outcome(place, row)
+        _check_told(place, row)
+        _check_signal(place, row, log)
+        _check_commands(place, row)
+    assert (place.agent.store / row.id).exists() == (row.next_pod not in ("", "cold/NOT_FOUND"))
+    _check_next_pod(place, row)
+    if row.exit_code is None:
+        place.remove(row.name)
+
+
+@pytest.fixture(scope="module")
+def wrong(place: Scene) -> None:
+    """All pods that end at once, together."""
+    place.workspace.apply(*(place.pod(row) for row in WRONG))
+
+
+@pytest.mark.usefixtures("wrong")
+@pytest.mark.parametrize("row", WRONG, ids=lambda row: row.name)
+def test_wrong_environment(place: Scene, row: Situation) -> None:
+    """A missing or malformed variable ends the container before the application starts, and is named."""
+    _outcome(place, row)
+    _check_told(place, row)
+    _check_commands(place, row)
+    _check_next_pod(place, row)
+    assert next(iter(row.change.env)) in place.workspace.logs(row.name)
+
+
+@pytest.mark.parametrize("row", RESTORES, ids=lambda row: row.name)
+def test_restore(place: Scene, row: Situation) -> None:
+    """How the pod starts, what is said of it, and whose model it serves are as the table says."""
+    if row.source is not None:
+        source = place.job(f"{row.name}-source", row.id)
+        row.source.apply(source)
+        place.workspace.apply(source)
+        result = flow.wait_annotation(place.workspace, f"{row.name}-source", flow.RESULT)
+        assert result.startswith("created "), result
+    with faults.made(row.fault, place.agent.store, row.id):
+        place.workspace.apply(place.pod(row))
+        if row.exit_code is None:
+            start = _started(place, row)
+            assert start.startswith(f"{row.next_pod} "), start
+            assert (place.ask(row.name)["token"] == place.token) == (row.app is App.RESTORED)
+        else:
+            _outcome(place, row)
+        _check_told(place, row)
+        _check_commands(place, row)
+    place.remove(row.name)
+
+
+def _check_next_pod(place: Scene, row: Situation) -> None:
+    """Start a pod that is to be restored from the row's checkpoint."""
+    if row.next_pod:
+        start = place.start(place.restored(f"{row.name}-next", row.id))
+        assert start.startswith(f"{row.next_pod} "), start
+        place.remove(f"{row.name}-next")
+
+
+def _started(place: Scene, row: Situation) -> str:
+    place.workspace.ready(row.name)
+    return flow.wait_annotation(place.workspace, row.name, flow.START)
+
+
+def _outcome(place: Scene, row: Situation) -> str:
+    """Wait until it is known what came of it; check how the container is; return its log."""
+    workspace = place.workspace
+    main = "server" if row.fault is Fault.SIDECAR else "main"
+    if row.exit_code is not None:
+        (status,) = workspace.ended(row.name).status.container_statuses
+        assert status.state.terminated.exit_code == row.exit_code, status.state.terminated
+        said = status.state.terminated.message or ""
+        assert said.startswith(row.ending), said
+        assert bool(said) == bool(row.ending), said
+    elif row.app is App.SERVES:
+        workspace.ready(row.name)
+    else:
+        workspace.wait_pod(row.name, _runs, what=f"{row.name} runs")
+        workspace.wait_log(row.name, "model loaded", container=main)
+    if row.events:
+        flow.wait_event(workspace, row.name, row.events[-1])
+    elif row.name == "never-ready":
+        _wait_for_failed_probes(place, row.name)
+    log = workspace.logs(row.name, main)
+    if row.app is App.WAITS:
+        assert (
+            workspace.exec(row.name, "sh", "-c", "grep -l server.py /proc/[0-9]*/cmdline", container=main).status == 0
+        )
+        assert workspace.exec(row.name, "test", "-e", "/tmp/signal.done", container=main).status == 1
+    assert ("checkpoint finished" in log) == (row.app is App.TOLD)
+    assert ("model loaded" in log) == (row.app is not App.NEVER)
+    return log
+
+
+def _check_told(place: Scene, row: Situation) -> None:
+    """Compare the agent's events, the code in them, and its annotation."""
+    told = tuple(flow.events(place.workspace, row.name))
+    # A container that ends at once is seen by the agent, or is not.
+    assert told == row.events or (row.exit_code == 2 and told == ("CheckpointRefused",)), told
+    pod = place.workspace.core.read_namespaced_pod(row.name, place.workspace.namespace)
+    result = (pod.metadata.annotations or {}).get(flow.RESULT, "")
+    warned = [each for each in row.events if each.endswith(("Refused", "Failed"))]
+    if warned:
+        message = flow.wait_event(place.workspace, row.name, warned[-1])
+        assert message.startswith(f"{row.code}: "), message
+        assert message.endswith(tuple(".)")), message
+    if row.kind is Kind.CHECKPOINT and row.signal not in ("none", "success"):
+        assert result.startswith(f"{warned[-1].removeprefix('Checkpoint').lower()}/{row.code} "), result
+    if row.kind is Kind.RESTORE and row.exit_code is None and row.code:
+        said = place.workspace.exec(row.name, "cat", "/dev/termination-log").output
+        assert said.startswith(row.ending), said
+
+
+def _check_signal(place: Scene, row: Situation, log: str) -> None:
+    """Compare the signal file, as the application printed it."""
+    printed = log.rpartition("checkpoint finished\n")[2]
+    if row.signal == "none":
+        assert row.app is not App.TOLD
+        return
+    signal, _ = json.JSONDecoder().raw_decode(printed)
+    assert signal["success"] is (row.signal == "success"), signal
+    assert signal.get("reason", "success") == row.signal, signal
+    assert signal["checkpoint_id"] == (row.id if row.signal == "success" else signal["checkpoint_id"])
+    if not signal["success"]:
+        assert signal["error"].startswith(f"{row.code}: "), signal
+    pod = place.workspace.core.read_namespaced_pod(row.name, place.workspace.namespace)
+    assert signal["pod_uid"] == pod.metadata.uid
+
+
+def _check_commands(place: Scene, row: Situation) -> None:
+    """Type what the troubleshooting page says, and find what it shows."""
+    for command in commands_of(row):
+        typed = command.run.replace("POD", row.name).replace("ID", row.id)
+        printed = place.terminal.run(typed)
+        assert command.shows in printed, f"$ {typed}\n{printed}"
+
+
+def _runs(pod: Any) -> bool:  # noqa: ANN401 - the client's model
+    statuses = pod.status.container_statuses
+    return bool(statuses) and all(each.state.running for each in statuses)
+
+
+def _wait_for_failed_probes(place: Scene, name: str) -> None:
+    place.workspace.wait(
+        place.workspace.core.list_namespaced_event,
+        lambda event: event.reason == "Unhealthy" and (event.count or 0) >= 2,
+        what="failed probes",
+        field_selector=f"involvedObject.name={name}",
+    )
 
 
 def _main(manifest: Manifest) -> Manifest:
@@ -39,92 +254,7 @@ def _variable(manifest: Manifest, name: str, value: str | None) -> None:
         env.append({"name": name, "value": value})
 
 
-def _no_probe(manifest: Manifest) -> None:
-    del _main(manifest)["readinessProbe"]
-
-
-def _other_label(manifest: Manifest) -> None:
-    manifest["metadata"]["labels"]["nvidia.com/checkpoint-hash"] = "another"
-
-
-def _shared_processes(manifest: Manifest) -> None:
-    manifest["spec"]["shareProcessNamespace"] = True
-
-
-def _other_volume(manifest: Manifest) -> None:
-    manifest["spec"]["volumes"] = [{"name": "other", "emptyDir": {}}]
-    _main(manifest)["volumeMounts"] = [{"name": "other", "mountPath": "/checkpoints"}]
-
-
-def _other_command(manifest: Manifest) -> None:
-    _main(manifest)["args"] = [*COMMAND, "--other"]
-    _variable(manifest, "DYN_CHECKPOINT_HASH", "one")
-    _variable(manifest, "DYN_CHECKPOINT_LOCATION", "/checkpoints/one")
-
-
-def _bad_allow(manifest: Manifest) -> None:
-    manifest["metadata"]["annotations"] = {"nvidia.com/checkpoint-allow": "PRIVILEGE_EXCEEDED"}
-
-
-def _mistyped_allow(manifest: Manifest) -> None:
-    manifest["metadata"]["annotations"] = {"nvidia.com/checkpoint-allow": "MEMORY"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint pod with a fault, the code of its refusal, and how its container ends."""
-
-    name: str
-    fault: Callable[[Manifest], None]
-    code: str
-    status: int = 172
-
-
-REFUSED = [
-    Case("probe", _no_probe, "NO_READINESS_PROBE"),
-    Case("label", _other_label, "ID_MISMATCH"),
-    Case("shared", _shared_processes, "POD_NOT_SUPPORTED"),
-    Case("volume", _other_volume, "STORE_MISMATCH"),
-    Case("taken", _other_command, "ID_IN_USE_DIFFERENT"),
-    Case("allow", _bad_allow, "PRIVILEGE_EXCEEDED"),
-    Case("typo", _mistyped_allow, "BAD_VALUE", status=170),
-]
-
-
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
-def test_refused_checkpoint(place: Place, case: Case) -> None:
-    """A pod that cannot be captured is told at once: signal file, event with the code, exit code, annotation."""
-    manifest = flow.job(case.name, f"id-{case.name}", image=place.image)
-    case.fault(manifest)
-    place.workspace.apply(manifest)
-    assert flow.wait_annotation(place.workspace, case.name, flow.RESULT).startswith(f"refused/{case.code} ")
-    assert flow.wait_event(place.workspace, case.name, "CheckpointRefused").startswith(f"{case.code}: ")
-    ended = place.workspace.ended(case.name).status.container_statuses[0].state.terminated
-    assert ended.exit_code == case.status, ended
-    assert case.code in (ended.message or "")
-    assert not (place.agent.store / f"id-{case.name}").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "variable", "value"),
-    [
-        ("missing", "DYN_CHECKPOINT_LOCATION", None),
-        ("malformed", "DYN_CHECKPOINT_HASH", "../../etc"),
-        ("boolean", "DEBUG", "perhaps"),
-        ("s3", "DYN_CHECKPOINT_STORAGE_TYPE", "s3"),
-    ],
-)
-def test_wrong_environment_ends_with_2(place: Place, name: str, variable: str, value: str | None) -> None:
-    """A missing or malformed variable ends the container before the application starts, and names the variable."""
-    manifest = flow.job(f"env-{name}", "environment", image=place.image)
-    _variable(manifest, variable, value)
-    place.workspace.apply(manifest)
-    ended = place.workspace.ended(f"env-{name}").status.container_statuses[0].state.terminated
-    assert ended.exit_code == 2
-    assert variable in place.workspace.logs(f"env-{name}")
-
-
-def test_unclear_container(place: Place) -> None:
+def test_unclear_container(place: Scene) -> None:
     """Of several containers none of which is named main, none is captured, until an annotation names one."""
     manifest = flow.job("several", "several", image=place.image)
     _main(manifest)["name"] = "server"
@@ -137,7 +267,7 @@ def test_unclear_container(place: Place) -> None:
     assert flow.wait_annotation(place.workspace, "several", flow.RESULT).startswith("created ")
 
 
-def test_replace(place: Place) -> None:
+def test_replace(place: Scene) -> None:
     """With the annotation a checkpoint of something else is replaced, and the new one is restored."""
     for name, mode in (("first", "1"), ("newer", "2")):
         manifest = flow.job(f"replace-{name}", "replaced", image=place.image)
@@ -149,7 +279,7 @@ def test_replace(place: Place) -> None:
     assert place.ask("replaced")["token"] == flow.token(place.workspace.logs("replace-newer"))
 
 
-def test_two_pods_of_one_id(place: Place) -> None:
+def test_two_pods_of_one_id(place: Scene) -> None:
     """Of two pods of one id that are ready together one is captured and the other skipped; both end well."""
     for name in ("twin-a", "twin-b"):
         place.workspace.apply(flow.job(name, "twins", image=place.image))
@@ -159,35 +289,7 @@ def test_two_pods_of_one_id(place: Place) -> None:
         assert place.workspace.ended(name).status.phase == "Succeeded"
 
 
-def test_damaged_checkpoint(place: Place) -> None:
-    """A checkpoint with a changed byte is not restored; the pod starts cold and everybody is told."""
-    source = (place.agent.store / "one").resolve()
-    shard = source / "memory" / "shard-00"
-    before = shard.read_bytes()
-    damaged = bytearray(before)
-    damaged[len(damaged) // 2] ^= 0xFF
-    shard.write_bytes(damaged)
-    try:
-        start = place.start(place.restored("damaged"))
-    finally:
-        shard.write_bytes(before)
-    assert start.startswith("cold/CORRUPT "), start
-    assert place.ask("damaged")["token"] != place.token
-
-
-def test_changed_manifest(place: Place) -> None:
-    """A checkpoint whose manifest was changed is refused by name, and the pod starts cold."""
-    manifest = (place.agent.store / "one").resolve() / "manifest.json"
-    before = manifest.read_bytes()
-    manifest.write_bytes(before.replace(b'"format_version"', b'"format_versio_"', 1))
-    try:
-        start = place.start(place.restored("unreadable"))
-    finally:
-        manifest.write_bytes(before)
-    assert start.startswith("cold/CORRUPT "), start
-
-
-def test_planted_files(place: Place) -> None:
+def test_planted_files(place: Scene) -> None:
     """A pipe as the ready file is no ready file; a signal path that leads out through a link is not followed."""
     manifest = flow.job("planted", "planted", image=place.image)
     script = "mkfifo /tmp/fifo; ln -s /etc /tmp/way; sleep 1000"
@@ -209,7 +311,7 @@ def test_planted_files(place: Place) -> None:
     assert not (place.agent.store.parent / "signal").exists()
 
 
-def test_crash_loop_is_given_up(place: Place) -> None:
+def test_crash_loop_is_given_up(place: Scene) -> None:
     """After three restored starts in a row that lived less than a minute the next one is cold."""
     manifest = place.restored("loop")
     manifest["spec"]["restartPolicy"] = "Always"
@@ -234,7 +336,7 @@ def _ready(pod: Any) -> bool:  # noqa: ANN401 - the client's model
     return any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions or [])
 
 
-def test_waiting_for_a_checkpoint(place: Place) -> None:
+def test_waiting_for_a_checkpoint(place: Scene) -> None:
     """A pod that may wait for its checkpoint is restored as soon as there is one."""
     manifest = place.restored("patient", "late")
     _variable(manifest, "WAIT_FOR_CHECKPOINT", "true")
@@ -246,7 +348,7 @@ def test_waiting_for_a_checkpoint(place: Place) -> None:
     assert flow.wait_annotation(place.workspace, "patient", flow.START).startswith("restored ")
 
 
-def test_metrics_and_health(place: Place) -> None:
+def test_metrics_and_health(place: Scene) -> None:
     """What was done is counted, and both health checks say ok."""
     assert place.agent.get("/healthz") == (200, "ok\n")
     assert place.agent.get("/readyz") == (200, "ok\n")
@@ -256,7 +358,7 @@ def test_metrics_and_health(place: Place) -> None:
     assert place.agent.metric("chrek_checkpoint_size_bytes_sum") > 20e6
 
 
-def test_agent_killed_during_a_capture(place: Place) -> None:
+def test_agent_killed_during_a_capture(place: Scene) -> None:
     """The application lives on, and the next agent captures it."""
     manifest = flow.job("long", "long", image=place.image)
     _variable(manifest, "MODEL_MB", "200")
@@ -271,7 +373,7 @@ def test_agent_killed_during_a_capture(place: Place) -> None:
     assert marker["success"] is True
 
 
-def test_pod_deleted_during_a_capture(place: Place) -> None:
+def test_pod_deleted_during_a_capture(place: Scene) -> None:
     """Nothing is published of it, and the agent goes on."""
     manifest = flow.job("deleted", "deleted", image=place.image)
     _variable(manifest, "MODEL_MB", "400")
@@ -283,19 +385,3 @@ def test_pod_deleted_during_a_capture(place: Place) -> None:
     place.workspace.apply(flow.job("afterwards", "afterwards", image=place.image))
     assert flow.wait_annotation(place.workspace, "afterwards", flow.RESULT).startswith("created ")
     assert not (place.agent.store / ".staging" / "deleted").exists()
-
-
-def test_failing_readiness_probe(place: Place) -> None:
-    """A pod that is never ready is never captured, however long its ready file has been there."""
-    manifest = flow.job("never", "never", image=place.image)
-    _main(manifest)["readinessProbe"] = {"exec": {"command": ["false"]}, "periodSeconds": 1}
-    place.workspace.apply(manifest)
-    failing = place.workspace.wait(
-        place.workspace.core.list_namespaced_event,
-        lambda event: event.reason == "Unhealthy" and (event.count or 0) >= 3,
-        what="three failed probes",
-        field_selector="involvedObject.name=never",
-    )
-    assert failing
-    assert place.workspace.exec("never", "test", "-f", "/tmp/ready").status == 0
-    assert flow.events(place.workspace, "never") == []
