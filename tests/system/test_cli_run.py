@@ -106,7 +106,7 @@ def test_works_on_a_terminal(store: Path) -> None:
         text = b""
         while b"got hello" not in text:
             text += os.read(ours, 4096)
-        assert run.wait(20) == 0
+        assert run.wait(60) == 0
     os.close(ours)
 
 
@@ -224,6 +224,34 @@ def test_streams_may_be_others_than_at_the_checkpoint(store: Path, tmp_path: Pat
             assert path.read_text().startswith("before\ntick ")
     os.close(ends[0])
     os.close(ends[1])
+
+
+def test_on_a_terminal_that_stops_background_writers(store: Path, tmp_path: Path) -> None:
+    """`stty tostop` stops neither the restore, which is no part of the foreground job, nor what it says."""
+    saved(store, tmp_path)
+    code = """
+        import fcntl, os, sys, termios
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        settings = termios.tcgetattr(0)
+        settings[3] |= termios.TOSTOP
+        termios.tcsetattr(0, termios.TCSANOW, settings)
+        os.execv(sys.argv[1], sys.argv[1:])
+    """
+    ours, theirs = pty.openpty()
+    command = [*python(code), *CHREK, "run", "--id", "x", "--", "sh", "-c", "echo cold"]
+    environment = {**os.environ, "CHREK_STORE": str(store)}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as run:
+        os.close(theirs)
+        text = b""
+        try:
+            while b"start=" not in text:
+                text += os.read(ours, 4096)
+        finally:
+            run.kill()
+            os.close(ours)
+    assert b"start=restored" in text
 
 
 def test_shared_memory_and_semaphores_come_back(store: Path, tmp_path: Path) -> None:

@@ -135,7 +135,9 @@ def _restore_beside(request: Start, pid1: HostPid) -> int:
         return pid
     code = int(ExitCode.FAILED)
     try:
-        # Out of the terminal's foreground group: ^C is the application's, which its init forwards.
+        # Out of the terminal's foreground group: ^C is the application's, which its init forwards. What it has to
+        # say is said all the same: where `stty tostop` is set, writing would stop it, half way through the restore.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = _claim_and_restore(request, pid1)
