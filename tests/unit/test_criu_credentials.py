@@ -510,6 +510,19 @@ def test_seccomp(place: Place, chain: list[bytes], mode: int, needed: list[bytes
     assert Filters(place.fd, len(needed), needed).add(7, core) is False
 
 
+def test_seccomp_filters_with_the_same_meaning(place: Place) -> None:
+    """A program with other bytes that answers every call as PID 1's does is PID 1's filter; one that does not is not."""
+
+    def program(*calls: int) -> bytes:
+        last = len(calls) - 1
+        code = [(0x20, 0, 0, 0), *((0x15, last - at + 1, 0, call) for at, call in enumerate(calls)), (0x06, 0, 0, 0x7FFF0000)]
+        return b"".join(struct.pack("<HBBI", *each) for each in [*code, (0x06, 0, 0, 0x50001)])
+
+    core = chain_of(place, [program(5, 3)])
+    assert not exceeds(Filters(place.fd, 1, [program(3, 5)]).check, core)
+    assert exceeds(Filters(place.fd, 1, [program(3, 6)]).check, core)
+
+
 def test_seccomp_filters_are_added_once(place: Place) -> None:
     """Threads with one chain get PID 1's filters once, and first."""
     core = chain_of(place, [OWN, PROGRAM])

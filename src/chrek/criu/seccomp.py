@@ -3,8 +3,8 @@
 CRIU's ``seccomp.img`` holds the programs, and each thread names the one to be installed first; a program's
 ``prev`` is the number of the next one. The kernel asks all filters of a chain and takes the strictest answer
 (seccomp(2)), so a chain that contains every program of PID 1's is at least as strict as PID 1; what more it has (the
-init's own filter, the application's sandbox) does no harm. Programs are compared byte by byte: whether one program is as
-strict as another cannot be told.
+init's own filter, the application's sandbox) does no harm. Programs are the same if they mean the same (see
+`chrek.system.bpf`): one profile does not always give the same bytes.
 
 Where all threads of a process have the same chain, CRIU writes it for the first thread only and marks its filters:
 installing one with that mark gives all filters so far to every thread of the process (SECCOMP_FILTER_FLAG_TSYNC).
@@ -25,6 +25,7 @@ from chrek.criu.capabilities import exceeded
 from chrek.criu.images import COMMON_MAGIC, Image, read_all
 from chrek.criu.messages import Seccomp, SeccompFilter
 from chrek.errors import Reason, Refused
+from chrek.system.bpf import Meanings
 from chrek.system.filters import INSTRUCTION, seccomp_filters
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Filters:
         self._programs = programs or ()
         self._filters = _read(directory)
         self._bases: dict[int | None, int] = {}
+        self._meanings = Meanings()
         self.warnings: list[str] = []
 
     @classmethod
@@ -122,7 +124,11 @@ class Filters:
 
     def _missing(self, chain: list[int]) -> list[bytes]:
         have = {bytes(self._filters[number].program) for number in chain}
-        return [program for program in self._programs if program not in have]
+        missing = [program for program in self._programs if program not in have]
+        if missing:
+            forms = {self._meanings.of(program) for program in have}
+            missing = [program for program in missing if self._meanings.of(program) not in forms]
+        return missing
 
     def _chain(self, process: int, core: Core, leader: Core | None) -> list[int]:
         """Return the numbers of the filters that a thread will run under, in the order they are installed."""
