@@ -95,10 +95,12 @@ def from_model(model: Any) -> Pod:  # noqa: ANN401 - the client's V1Pod
 
 
 def _unsupported(spec: Any) -> list[str]:  # noqa: ANN401 - the client's V1PodSpec
-    # With a shared or the node's process namespace our init is not the one that adopts the restored tree.
+    # With a shared or the node's process namespace our init is not the one that adopts the restored tree; with the
+    # node's IPC namespace /dev/shm and the message queues are those of everybody on the node.
     found = {
         "shareProcessNamespace: true": spec.share_process_namespace is True,
         "hostPID: true": spec.host_pid is True,
+        "hostIPC: true": spec.host_ipc is True,
         "hostUsers: false": spec.host_users is False,
         f"runtimeClassName: {spec.runtime_class_name}": bool(
             re.match(r"(gvisor|kata|runsc)", spec.runtime_class_name or "")
