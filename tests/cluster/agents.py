@@ -17,6 +17,8 @@ from typing import Any, Self
 from cluster.kube.processes import wait_for
 from cluster.workspace import Workspace
 
+MORTAL = Path(__file__).with_name("mortal.py")
+
 
 class Agent:
     """`chrek agent` for one namespace, or for all; a context manager."""
@@ -37,12 +39,18 @@ class Agent:
         self._environment = {**os.environ, **places}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start, and wait until it is ready."""
-        program = [sys.executable, "-c", "import chrek.cli; chrek.cli.main()", "agent", *self._arguments]
+    def start(self, *, until: str = "", alone: bool = False) -> None:
+        """Start, and wait until it is ready; *until* is a step at which it dies, *alone* or not: see `mortal`."""
+        program = ["-c", "import chrek.cli; chrek.cli.main()"] if not until else [str(MORTAL), until]
+        environment = {**self._environment, "ALONE": ""} if alone else self._environment
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                program, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, *program, "agent", *self._arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         wait_for("agent", 30, lambda: self.get("/readyz")[0] == 200)
 
@@ -50,6 +58,11 @@ class Agent:
         """End it by a signal, and wait for its end; return its exit status."""
         assert self._process is not None
         self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit status."""
+        assert self._process is not None
         status = self._process.wait(timeout=60)
         self._process = None
         return status

@@ -8,6 +8,7 @@ container's init publishes. Every piece of work on a container is a process of i
 ``controller``  which pod is looked at when
 ``captures``    pods to be checkpointed; ``slots`` how many at a time, ``liveness`` for how long
 ``restores``    pods to be restored, and how every pod of ours started
+``unsaid``      what a killed predecessor had not said any more
 ``inside``      files in a container: ready file, signal file
 ``work``        one worker process, from outside; ``worker`` from inside
 ``node``        what all of them share

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from chrek.agent import inside, log, work
+from chrek.agent import inside, log, unsaid, work
 from chrek.agent.node import Node, allowed, require_supported
 from chrek.agent.slots import Slots, gpus_of
 from chrek.artifact import FORMAT_VERSION
@@ -38,7 +38,7 @@ SOON: Final = 0.5
 LATER: Final = 2.0
 SHUTDOWN: Final = "the agent ends"
 _UNUSABLE: Final = frozenset({Reason.CORRUPT, Reason.FORMAT_TOO_NEW})
-_POD_UID, _CONTAINER_ID = "pod_uid", "container_id"
+_POD_UID, _CONTAINER_ID = "pod_uid", unsaid.CONTAINER_KEY
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,26 @@ class Captures:
             self._failed(case, error)
             return None
 
+    def look_back(self, pod: Pod, chosen: PodContainer) -> None:
+        """Say of a container that has ended what a predecessor had not said any more.
+
+        Raises:
+            ApiFailed: as `look`.
+        """
+        container = plain_id(chosen.id)
+        if not container or _concluded(pod, chosen) or container in self._concluded:
+            return
+        verdict = unsaid.from_ended(pod, chosen, container, self._node.config.store_of(pod.namespace))
+        if verdict is not None:
+            self._tell(pod, container, verdict)
+
     # --- decisions --------------------------------------------------------------------------------------------
 
     def _decide(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> float | None:
-        told = inside.read_signal(case.container)
-        if told.get("success") is False and told.get(_CONTAINER_ID) == case.runtime.id:
+        verdict = unsaid.from_signal(inside.read_signal(case.container), case.runtime.id)
+        if verdict is not None:
             # Our predecessor wrote it and ended before it could say so elsewhere.
-            code = str(told.get("reason"))
-            self._note(case, f"{'refused' if told.get('refused') is True else 'failed'}/{code}")
+            self._tell(case.pod, case.runtime.id, verdict)
             return None
         if self._exists(case):
             return None
@@ -254,24 +266,15 @@ class Captures:
             self._node.tell(case.pod, EventReason.CHECKPOINT_STARTED, message, case.runtime)
 
     def _created(self, case: _Case, manifest: Manifest) -> None:
-        still = manifest.provenance.frozen_seconds
-        size = manifest.stored_bytes / 1e6
-        message = f"Checkpoint {case.choice.checkpoint_id} created: {size:.1f} MB, the application stood still for {still:.2f} s."
         self._signal(case, None)
-        log.info(message, **case.context)
-        self._node.tell(case.pod, EventReason.CHECKPOINT_CREATED, message, case.runtime)
-        self._note(case, "created")
-        self._node.metrics.ended("checkpoint", "created")
+        self._tell(case.pod, case.runtime.id, unsaid.created(case.choice.checkpoint_id, manifest))
 
     def _skipped(self, case: _Case, found: Checkpoint) -> None:
         message = (
             f"Checkpoint {case.choice.checkpoint_id} exists, of the same application, since {found.manifest.created}."
         )
         self._signal(case, None)
-        log.info(message, **case.context)
-        self._node.tell(case.pod, EventReason.CHECKPOINT_SKIPPED, message, case.runtime)
-        self._note(case, "skipped")
-        self._node.metrics.ended("checkpoint", "skipped")
+        self._tell(case.pod, case.runtime.id, unsaid.Verdict(EventReason.CHECKPOINT_SKIPPED, message, "skipped"))
 
     def _failed(self, case: _Case, error: ChrekError) -> None:
         refused = isinstance(error, Refused | UsageError)
@@ -279,7 +282,7 @@ class Captures:
         log.warning(str(error), reason=error.reason.code, **case.context)
         kind = EventReason.CHECKPOINT_REFUSED if refused else EventReason.CHECKPOINT_FAILED
         self._node.events.post_error(case.pod, kind, error, container_id=case.runtime.id)
-        self._note(case, f"{'refused' if refused else 'failed'}/{error.reason.code}")
+        self._note(case.pod, case.runtime.id, f"{'refused' if refused else 'failed'}/{error.reason.code}")
         self._node.metrics.ended("checkpoint", "refused" if refused else "failed", error.reason.code)
 
     def _refuse_early(self, pod: Pod, runtime: RuntimeContainer, container: Container, error: ChrekError) -> None:
@@ -306,14 +309,21 @@ class Captures:
                     case.pod, EventReason.CHECKPOINT_FAILED, failure, container_id=case.runtime.id
                 )
 
-    def _note(self, case: _Case, result: str) -> None:
-        value = f"{result} container={case.runtime.id[:12]}"
+    def _tell(self, pod: Pod, container: str, verdict: unsaid.Verdict) -> None:
+        """Say what came of a capture: log, event, annotation, metric."""
+        log.info(verdict.message, pod=str(pod), container=container[:12], reason=verdict.reason)
+        self._node.events.post(pod, verdict.kind, verdict.message, container_id=container)
+        self._note(pod, container, verdict.result)
+        self._node.metrics.ended("checkpoint", verdict.outcome, verdict.reason)
+
+    def _note(self, pod: Pod, container: str, result: str) -> None:
+        value = f"{result} container={container[:12]}"
         try:
-            annotate(self._node.api, case.pod, {names.RESULT_ANNOTATION: value})
+            annotate(self._node.api, pod, {names.RESULT_ANNOTATION: value})
         except ApiFailed as error:
             if error.status not in (404, 422):  # the pod is gone: nobody is left to be told
                 raise
-        self._concluded.add(case.runtime.id)
+        self._concluded.add(container)
 
 
 def _concluded(pod: Pod, chosen: PodContainer) -> bool:

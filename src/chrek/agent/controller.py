@@ -7,6 +7,7 @@ server or the runtime is repeated: looks have no memory, so nothing is lost by i
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import heapq
 import itertools
 import queue
@@ -146,9 +147,14 @@ class Controller:
             self._news.put(("looked", (pod.uid, again)))
 
     def _look(self, pod: Pod) -> float | None:
-        if pod.deleting or pod.phase in {"Succeeded", "Failed"}:
+        if pod.deleting:
             return None
         wishes = selection.wishes(pod)
+        if pod.phase in {"Succeeded", "Failed"}:
+            if Wish.CAPTURE in wishes:
+                with contextlib.suppress(Refused):
+                    self.captures.look_back(pod, selection.container(pod))
+            return None
         try:
             chosen = selection.container(pod)
         except Refused as error:

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 if not __package__:
@@ -35,7 +36,9 @@ def main() -> int:
     os.dup2(2, 1)
 
     def say(**what: object) -> None:
-        lines.write(json.dumps(what).encode() + b"\n")
+        # An agent that is gone reads nothing any more: a restore goes on without it, a capture hears of it otherwise.
+        with suppress(BrokenPipeError):
+            lines.write(json.dumps(what).encode() + b"\n")
 
     progress = _progress(request, say)
     try:

@@ -23,6 +23,7 @@ class PodContainer:
         sidecar: a native sidecar, that is an init container that is restarted always.
         liveness_seconds: how long its liveness probe bears no answer, None without one.
         short_lived: its last run before this one lasted less than a minute.
+        exit_code, last_words: how it ended and its termination message, None and empty while it runs.
     """
 
     name: str
@@ -35,6 +36,8 @@ class PodContainer:
     restarts: int
     liveness_seconds: float | None = None
     short_lived: bool = False
+    exit_code: int | None = None
+    last_words: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def _unsupported(spec: Any) -> list[str]:  # noqa: ANN401 - the client's V1PodSp
 
 def _container(spec: Any, status: Any, *, sidecar: bool) -> PodContainer:  # noqa: ANN401 - the client's models
     running = status is not None and status.state is not None and status.state.running is not None
+    ended = status.state.terminated if status is not None and status.state is not None else None
     return PodContainer(
         name=spec.name,
         image=spec.image or "",
@@ -122,6 +126,8 @@ def _container(spec: Any, status: Any, *, sidecar: bool) -> PodContainer:  # noq
         restarts=status.restart_count if status else 0,
         liveness_seconds=_patience(spec.liveness_probe),
         short_lived=_was_short(status),
+        exit_code=ended.exit_code if ended else None,
+        last_words=(ended.message if ended else None) or "",
     )
 
 
