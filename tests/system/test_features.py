@@ -15,12 +15,12 @@ import pytest
 
 from chrek.criu.images import read_all, read_one
 from chrek.criu.messages import Core, PstreeEntry
-from chrek.criu.pagemaps import union
 from chrek.store.layout import Store
 from chrek.store.opening import open_checkpoint
 from chrek.system import procfs
 from chrek.system.ids import HostPid
 from chrek.system.initstate import application
+from chrek.system.runs import union
 from containers import Container, Mount, needs
 from system import cycle
 from system.cycle import Make

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from chrek.criu import pagemaps
 from chrek.criu.images import COMMON_MAGIC, Image, read_all
 from chrek.criu.messages import Core, Memory, PagemapEntry, PagemapHead, Rseq, TaskCore, ThreadCore, Vma
-from chrek.criu.pagemaps import PAGE, PE_PARENT, PE_PRESENT, Run, RunSet, Split
+from chrek.criu.pagemaps import PAGE, PE_PARENT, PE_PRESENT, Split
 from chrek.errors import CaptureFailed, Reason
 from chrek.system.ids import NsPid
+from chrek.system.runs import Run, RunSet, intersect, subtract, union
 
 PE_LAZY = 2
 PID = NsPid(7)
@@ -57,7 +58,7 @@ def cut(pages: set[int], alone: set[int]) -> list[Run]:
 @given(PAGES, PAGES)
 def test_intersect(first: set[int], second: set[int]) -> None:
     """The intersection has the pages of both, in order."""
-    found = pagemaps.intersect(runs(first), runs(second))
+    found = intersect(runs(first), runs(second))
     assert pages_of(found) == first & second
     assert found == sorted(found)
 
@@ -65,7 +66,7 @@ def test_intersect(first: set[int], second: set[int]) -> None:
 @given(PAGES, PAGES)
 def test_subtract(first: set[int], second: set[int]) -> None:
     """The difference has the pages of the first that are not in the second, in order."""
-    found = pagemaps.subtract(runs(first), runs(second))
+    found = subtract(runs(first), runs(second))
     assert pages_of(found) == first - second
     assert found == sorted(found)
 
@@ -74,7 +75,7 @@ def test_subtract(first: set[int], second: set[int]) -> None:
 def test_union(stretches: list[tuple[int, int]]) -> None:
     """The union of any runs, overlapping and unsorted ones too, has each page once, in as few runs as can be."""
     wanted = {page for start, count in stretches for page in range(start, start + count)}
-    assert pagemaps.union((start * PAGE, count * PAGE) for start, count in stretches) == runs(wanted)
+    assert union((start * PAGE, count * PAGE) for start, count in stretches) == runs(wanted)
 
 
 @given(PAGES, PAGES, st.integers(0, SPACE), st.integers(0, 12))

@@ -14,7 +14,6 @@ empty memory there. Three kinds of page stay with CRIU:
 
 from __future__ import annotations
 
-import bisect
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from chrek.criu.images import Image, matching, read_one
 from chrek.criu.messages import Core, Memory, PagemapEntry, PagemapHead
 from chrek.errors import CaptureFailed, Reason
 from chrek.system.ids import NsPid
+from chrek.system.runs import Run, RunSet, intersect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,10 +34,6 @@ PE_PARENT, PE_PRESENT = 1, 4
 
 _VMA_ANON_PRIVATE = 1 << 9
 _MAP_GROWSDOWN, _MAP_LOCKED, _MAP_HUGETLB = 0x100, 0x2000, 0x40000
-
-Run = tuple[int, int]
-"""A stretch of addresses: start and length in bytes, page aligned."""
-
 
 @dataclass
 class Process:
@@ -238,58 +234,3 @@ def _private_areas(directory: int, pid: NsPid) -> list[Run]:
             if area.status & _VMA_ANON_PRIVATE and not area.flags & unmovable
         ]
     return []
-
-
-class RunSet:
-    """Runs that are sorted and do not overlap, cut out by address in logarithmic time."""
-
-    def __init__(self, runs: Iterable[Run]) -> None:
-        self._runs = list(runs)
-        self._starts = [start for start, _ in self._runs]
-
-    def inside(self, start: int, length: int) -> list[Run]:
-        """Return what of the set lies in the given stretch."""
-        end = start + length
-        found: list[Run] = []
-        index = max(bisect.bisect_right(self._starts, start) - 1, 0)
-        while index < len(self._runs) and self._runs[index][0] < end:
-            low, high = max(start, self._runs[index][0]), min(end, sum(self._runs[index]))
-            if low < high:
-                found.append((low, high - low))
-            index += 1
-        return found
-
-    def outside(self, start: int, length: int) -> list[Run]:
-        """Return what of the given stretch is not in the set."""
-        found: list[Run] = []
-        at, end = start, start + length
-        for low, size in self.inside(start, length):
-            if low > at:
-                found.append((at, low - at))
-            at = low + size
-        if at < end:
-            found.append((at, end - at))
-        return found
-
-
-def intersect(first: Iterable[Run], second: Iterable[Run]) -> list[Run]:
-    """Return what lies in both; each argument is sorted and does not overlap itself."""
-    others = RunSet(second)
-    return [run for start, length in first for run in others.inside(start, length)]
-
-
-def subtract(first: Iterable[Run], second: Iterable[Run]) -> list[Run]:
-    """Return what of *first* is not in *second*; each is sorted and does not overlap itself."""
-    others = RunSet(second)
-    return [run for start, length in first for run in others.outside(start, length)]
-
-
-def union(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs sorted, with touching and overlapping ones joined."""
-    result: list[Run] = []
-    for start, length in sorted(runs):
-        if result and start <= sum(result[-1]):
-            result[-1] = (result[-1][0], max(sum(result[-1]), start + length) - result[-1][0])
-        else:
-            result.append((start, length))
-    return result

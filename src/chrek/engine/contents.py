@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 from chrek.artifact import Level
 from chrek.criu import pagemaps
 from chrek.criu.images import Image, matching, read_all
-from chrek.criu.messages import FdInfo, InetSocket, PagemapEntry, RegularFile
+from chrek.criu.messages import FdInfo, File, InetSocket, PagemapEntry
 from chrek.criu.messages import Memory as MemoryImage
 from chrek.errors import Reason, Refused
 from chrek.memory.index import INDEX_NAME, SKIPPED, Index
 from chrek.memory.shard import read_index
 from chrek.system.protobuf import RAW, UINT32, Message, WireError, field, nested
+from chrek.system.runs import Run, RunSet, union
 
 if TYPE_CHECKING:
     from chrek.artifact import Checkpoint
-    from chrek.criu.pagemaps import Run
     from chrek.system.ids import NsPid
 
 PAGE = 4096
@@ -68,13 +68,9 @@ class _UnixSocket(Message):
 
 
 @dataclass
-class _AnyFile(Message):
-    """``file_entry`` with the kinds that are shown by name."""
+class _AnyFile(File):
+    """``file_entry`` with one more kind that is shown by name."""
 
-    type: int = field(1, UINT32, required=True)
-    id: int = field(2, UINT32, required=True)
-    regular: RegularFile | None = nested(3, RegularFile)
-    inet: InetSocket | None = nested(4, InetSocket)
     unix: _UnixSocket | None = nested(16, _UnixSocket)
 
 
@@ -158,7 +154,7 @@ def _memory(images: int, index: Index) -> Iterator[MemoryKind]:
         kept = [
             (entry.vaddr, entry.pages * PAGE) for entry in process.entries if (entry.flags or 0) & pagemaps.PE_PRESENT
         ]
-        stored = pagemaps.RunSet(pagemaps.union([*kept, *moved.get(process.pid, [])]))
+        stored = RunSet(union([*kept, *moved.get(process.pid, [])]))
         sums: dict[str, list[int]] = {}
         for area in next(Image[MemoryImage].read(images, f"mm-{process.pid}.img").decode(MemoryImage)).vmas:
             length = area.end - area.start

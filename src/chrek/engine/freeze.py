@@ -27,9 +27,9 @@ from chrek.rootfs.capture import Packed, diff_overlay, pack_tree
 from chrek.rootfs.overlay import container_overlay, mount_points
 from chrek.system import procfs
 from chrek.system.ids import HostPid, NsPid
+from chrek.system.runs import Run, subtract, union
 
 if TYPE_CHECKING:
-    from chrek.criu.pagemaps import Run
     from chrek.engine.container import Container
     from chrek.engine.progress import Progress
 
@@ -136,7 +136,7 @@ def _memory(plan: Plan, tree: list[HostPid], frozen: Frozen, progress: Progress,
         else pagemaps.movable_runs(plan.images, processes, minimum=MINIMUM_RUN)
     )
     kept = _kept(plan, host_pids, runs)
-    moved = {pid: pagemaps.subtract(own, kept.get(pid, [])) for pid, own in runs.items()}
+    moved = {pid: subtract(own, kept.get(pid, [])) for pid, own in runs.items()}
     split = pagemaps.split(
         plan.images,
         processes,
@@ -170,7 +170,7 @@ def _kept(plan: Plan, host_pids: dict[NsPid, HostPid], runs: dict[NsPid, list[Ru
         )
         for span in shared:
             kept.setdefault(span.pid, []).append((span.start, span.length))
-    return {pid: pagemaps.union(own) for pid, own in kept.items()}
+    return {pid: union(own) for pid, own in kept.items()}
 
 
 def _thread_ids(pid: HostPid) -> list[int]:

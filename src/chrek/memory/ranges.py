@@ -7,13 +7,13 @@ reaches the processes are handed in beside it, for each call anew.
 
 from __future__ import annotations
 
-import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from chrek.system.ids import NsPid
+from chrek.system.runs import Run, RunSet, union
 
 PAGE: Final = 4096
 """Bytes in a page: x86-64 has no other base page size."""
@@ -73,28 +73,12 @@ def in_order(ranges: Iterable[Range]) -> list[Range]:
 
 def subtract(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
     """Return what is left of *ranges* without the pages of *taken* (which may overlap), in order."""
-    holes: dict[NsPid, list[Range]] = {}
-    for hole in sorted(taken):
-        before = holes.setdefault(hole.pid, [])
-        if before and before[-1].end >= hole.start:
-            end = max(before[-1].end, hole.end)
-            before[-1] = replace(before[-1], length=end - before[-1].start)
-        else:
-            before.append(hole)
+    holes: dict[NsPid, list[Run]] = {}
+    for hole in taken:
+        holes.setdefault(hole.pid, []).append((hole.start, hole.length))
+    sets = {pid: RunSet(union(runs)) for pid, runs in holes.items()}
     left: list[Range] = []
     for whole in in_order(ranges):
-        left.extend(_without(whole, holes.get(whole.pid, [])))
+        outside = sets.get(whole.pid, RunSet()).outside(whole.start, whole.length)
+        left.extend(replace(whole, start=start, length=length) for start, length in outside)
     return left
-
-
-def _without(whole: Range, holes: Sequence[Range]) -> Iterator[Range]:
-    at = whole.start
-    first = max(0, bisect.bisect_right(holes, whole.start, key=lambda hole: hole.start) - 1)
-    for hole in holes[first:]:
-        if hole.start >= whole.end:
-            break
-        if hole.start > at:
-            yield replace(whole, start=at, length=hole.start - at)
-        at = max(at, hole.end)
-    if at < whole.end:
-        yield replace(whole, start=at, length=whole.end - at)

@@ -26,6 +26,7 @@ from chrek.errors import CaptureFailed, Reason
 from chrek.memory.ranges import PAGE, Range, in_order
 from chrek.memory.task import AccessError, Buffer, Piece, Task, tasks
 from chrek.system.ids import HostPid, NsPid
+from chrek.system.runs import RunSet, union
 
 _FRAME: Final = (1 << 55) - 1
 _EXCLUSIVE: Final = 1 << 56
@@ -85,22 +86,11 @@ def shared_pages(
                 shared[pid] += pieces
     found: list[Range] = []
     for pid, spans in mine.items():
-        # Shared upwards and downwards, a page is there twice.
-        found.extend(_inside(spans, list(_joined(sorted(shared[pid]), 0))))
+        common = RunSet(union(shared[pid]))  # shared upwards and downwards, a page is there twice
+        for span in spans:
+            inside = common.inside(span.start, span.length)
+            found.extend(replace(span, start=start, length=length) for start, length in inside)
     return found
-
-
-def _inside(ranges: Sequence[Range], pieces: Sequence[Piece]) -> Iterator[Range]:
-    """Yield the part of *pieces* that lies in *ranges*; both are in order."""
-    at = 0
-    for span in ranges:
-        while at < len(pieces) and sum(pieces[at]) <= span.start:
-            at += 1
-        following = at
-        while following < len(pieces) and pieces[following][0] < span.end:
-            start, end = max(span.start, pieces[following][0]), min(span.end, sum(pieces[following]))
-            yield replace(span, start=start, length=end - start)
-            following += 1
 
 
 def _sees_frames() -> bool:
