@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):  # not on every machine with a GPU
+    import hypothesis
+
+    # A busy machine is no failure.
+    hypothesis.settings.register_profile(
+        "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("unhurried")
 
 FOREIGN = ("DYN_", "CRIU_", "CHREK_", "CUDA_", "WAIT_FOR_CHECKPOINT", "RESTORE_WAIT_TIMEOUT", "DEBUG")
 KEPT = ("CHREK_CRIU_BUNDLE", "CHREK_DEBIAN_MIRROR", "CHREK_CRIU_SUITE")

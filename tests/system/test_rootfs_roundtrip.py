@@ -362,7 +362,7 @@ def shared_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         yield base
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, len(OPERATIONS) - 1), _places, _places, _numbers), min_size=1, max_size=25))
 def test_random_changes_are_carried_and_undone(shared_base: Path, steps: list[tuple[int, str, str, int]]) -> None:
     """Whatever a program did to its files, capture and apply give equal trees, and undo gives the fresh one."""

@@ -88,7 +88,7 @@ def test_no_build_id(build_id: Callable[[bytes], str | None], data: bytes) -> No
     assert build_id(data) is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200)
 @given(data=st.data())
 def test_any_header(build_id: Callable[[bytes], str | None], data: st.DataObject) -> None:
     """Whatever a file's headers say, there is an answer."""

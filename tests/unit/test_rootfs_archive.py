@@ -88,14 +88,14 @@ def members(draw: st.DrawFn) -> Member:
     return member
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(members())
 def test_any_member_comes_back_as_it_was(member: Member) -> None:
     """What is encoded is decoded to the same member, whatever its name, owner, time and attributes."""
     assert read(build(ROOT, member)).members == (ROOT, member)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(members())
 def test_python_reads_it(member: Member) -> None:
     """Python's own tarfile finds the same name, mode, owner, type and size."""
