@@ -151,6 +151,10 @@ class Reason(Enum):
         "A process has an io_uring instance, which CRIU cannot dump.",
         "Set CHREK_BLOCK_IO_URING=true, or turn io_uring off in the application.",
     )
+    DESCRIPTOR_UNSUPPORTED = (
+        "A process has a descriptor of a kind that CRIU cannot dump, such as an MPTCP socket.",
+        "For Go programs set GODEBUG=multipathtcp=0, or let the init turn MPTCP off: CHREK_BLOCK_IO_URING=true.",
+    )
     SYSV_IPC_IN_USE = (
         "System V shared memory, semaphores or message queues exist in the container.",
         "Make the application use POSIX or anonymous shared memory.",

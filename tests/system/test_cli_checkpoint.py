@@ -228,3 +228,24 @@ def test_excluded_files_stay_out(store: Path, tmp_path: Path) -> None:
     archive = next((store / "x/volumes").iterdir()).read_bytes()
     assert b"kept" in archive
     assert b"left-out" not in archive
+
+
+def test_memory_file_systems_of_others_stay_out(store: Path, tmp_path: Path) -> None:
+    """What was mounted on the machine when the application started, and is unmounted there since, is not the application's."""
+    place = tmp_path / "somebody's"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "somebody", str(place)], check=True)
+    try:
+        (place / "secret").write_text("somebody's secret")
+        with Running(["run", "--id", "x"], app(1), store=store, log=tmp_path / "log") as run:
+            run.await_output("tick")
+            # Where / is shared this reaches the application's mounts too; where it is not, they keep the file system.
+            subprocess.run(["umount", str(place)], check=True)
+            done = chrek("checkpoint", "x", "--pid", str(run.pid1), "--stop", store=store)
+            assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", str(place)], check=False, capture_output=True)
+    manifest = json.loads((store / "x/manifest.json").read_text())
+    assert [volume["path"] for volume in manifest["volumes"]] == ["/dev/shm"]
+    with Running(["run", "--id", "x"], app(1), store=store, log=tmp_path / "log2") as run:
+        run.await_said("start=restored")

@@ -33,6 +33,18 @@ import ctypes
 fd = ctypes.CDLL(None, use_errno=True).syscall(425, 4, ctypes.create_string_buffer(120))
 assert fd >= 0, ctypes.get_errno()
 """
+MPTCP = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); s.bind(('', 0)); s.listen()"
+UNSUPPORTED = {
+    "MPTCP": ("net/mptcp", MPTCP),
+    "userfaultfd": (
+        "vm/unprivileged_userfaultfd",
+        "import ctypes; assert ctypes.CDLL(None).syscall(323, 0) >= 0",
+    ),
+    "landlock-ruleset": (
+        "",
+        "import ctypes; assert ctypes.CDLL(None).syscall(444, ctypes.byref(ctypes.c_uint64(1)), 8, 0) >= 0",
+    ),
+}
 BIG = "import os; f=open('/tmp/big','w'); os.truncate('/tmp/big', 1 << 32); os.unlink('/tmp/big')"
 PROJECTED = """
 import os
@@ -93,6 +105,32 @@ def test_io_uring_is_blocked(container: Make) -> None:
     source = container(python(URING))
     assert source.wait() == 1
     assert "AssertionError: 38" in source.err
+
+
+@pytest.mark.parametrize("kind", sorted(UNSUPPORTED))
+def test_descriptor_of_an_unsupported_kind(kind: str, container: Make, store: Store) -> None:
+    """A descriptor that CRIU has no way to dump is named by kind, process and number."""
+    setting, code = UNSUPPORTED[kind]
+    if setting and not Path("/proc/sys", setting).exists():
+        pytest.skip(f"this kernel has no {kind}")
+    command, env = python(code), {"CHREK_BLOCK_IO_URING": "false"}
+    source = container(command, env=env, privileged=True)
+    try:
+        source.until(lambda: "ready" in source.log, what="the application")
+    except AssertionError:
+        if "AssertionError" in source.err or "not supported" in source.err:
+            pytest.skip(f"no {kind} to be had here: {source.err.splitlines()[-1]}")
+        raise
+    error = refused(source, store, Reason.DESCRIPTOR_UNSUPPORTED)
+    assert kind in error.message
+    assert "descriptor 3" in error.message
+
+
+def test_mptcp_is_hidden(container: Make) -> None:
+    """Under the init an application sees a kernel without MPTCP, as Go's servers ask for it, and with TCP."""
+    source = container(python(f"import socket; socket.socket(socket.AF_INET, socket.SOCK_STREAM, 6); {MPTCP}"))
+    assert source.wait() == 1
+    assert "OSError: [Errno 93] Protocol not supported" in source.err
 
 
 def test_big_deleted_file(container: Make, store: Store) -> None:

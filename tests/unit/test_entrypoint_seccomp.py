@@ -1,4 +1,4 @@
-"""The io_uring filter, run instruction by instruction for every call of every architecture."""
+"""The filter against io_uring and MPTCP, run instruction by instruction for every call of every architecture."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import errno
 
 import pytest
 
-from chrek.system.seccomp import AUDIT_ARCHES, CAP_SYS_ADMIN, RET_ALLOW, RET_ENOSYS, changes_nothing_else, program
+from chrek.system.seccomp import (
+    AUDIT_ARCHES,
+    CAP_SYS_ADMIN,
+    RET_ALLOW,
+    RET_ENOSYS,
+    RET_EPROTONOSUPPORT,
+    SOCKET,
+    changes_nothing_else,
+    program,
+)
 
 
-def run(arch: int, number: int) -> int:
+def run(arch: int, number: int, protocol: int = 0) -> int:
     """Interpret the filter as the kernel's BPF does; return its answer."""
     instructions = program()
     position, accumulator = 0, 0
-    data = {0: number, 4: arch}
+    data = {0: number, 4: arch, 32: protocol}
     while True:
         code, if_true, if_false, operand = instructions[position]
         position += 1
@@ -36,6 +45,19 @@ def test_three_calls_are_answered_and_no_other(arch: int) -> None:
         assert blocked == [425, 426, 427]
     assert run(arch, 425) == RET_ENOSYS
     assert RET_ENOSYS & 0xFFFF == errno.ENOSYS
+
+
+@pytest.mark.parametrize("name", SOCKET)
+def test_a_socket_of_mptcp_is_not_supported(name: str) -> None:
+    """Of all calls with that number as third argument only socket(2) is answered, and it only for that number."""
+    arch, mptcp = AUDIT_ARCHES[name], 262
+    for number in range(1000):
+        if number in range(425, 428):
+            continue
+        expected = RET_EPROTONOSUPPORT if number == SOCKET[name] else RET_ALLOW
+        assert run(arch, number, mptcp) == expected
+    assert all(run(arch, SOCKET[name], protocol) == RET_ALLOW for protocol in range(1000) if protocol != mptcp)
+    assert RET_EPROTONOSUPPORT & 0xFFFF == errno.EPROTONOSUPPORT
 
 
 @pytest.mark.parametrize("arch", [0, 0xFFFFFFFF, 0x80000016])

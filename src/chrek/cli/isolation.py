@@ -24,6 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from chrek.engine.container import OWN_VOLUME
 from chrek.system.syscalls import LIBC, check, prctl
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
@@ -79,7 +80,7 @@ def _become_init(alive: int, command: list[str], environment: dict[str, str], st
         step = "mounting /proc"
         _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
         step = f"mounting {SHARED_MEMORY}"
-        _mount("chrek", SHARED_MEMORY, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
+        _mount(OWN_VOLUME, SHARED_MEMORY, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
         step = "connecting its streams"
         for number, fd in enumerate(streams):
             os.dup2(fd, number)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # What a runtime mounts over a container's root; contents of these are not the application's.
 _RUNTIME_MOUNTS = ("/proc", "/sys", "/dev", "/dev/pts", "/dev/mqueue", "/dev/console", "/run/secrets")
+OWN_VOLUME = "chrek"
+"""Source of a memory file system that `chrek run` mounts for the application alone, as mountinfo shows it."""
+
 _EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
 
 
@@ -100,16 +103,15 @@ class Container:
         """Path and kind of each volume whose contents belong to the application alone.
 
         These are emptyDir volumes and memory file systems that the runtime mounted writable; kind is
-        ``emptyDir`` or ``tmpfs``. What is bound from elsewhere (claims, host paths) is somebody's data. So
-        is, where the root is this machine's own, every memory file system that the machine has mounted too.
+        ``emptyDir`` or ``tmpfs``. What is bound from elsewhere (claims, host paths) is somebody's data. So is, where the
+        root is this machine's own, every memory file system but those that `chrek run` mounted for the application: its
+        mount namespace is a copy with the mounts of everybody in it, and keeps some that their owners have unmounted.
         """
         found: dict[str, str] = {}
-        theirs = self.has_own_root or self.same_namespaces
-        shared = set() if theirs else {mount.device for mount in mounts.mounts(os.getpid())}
         for mount in self.mounts:
             if mount.read_only or mount.point in _RUNTIME_MOUNTS or mount.point.startswith(("/proc/", "/sys/")):
                 continue
-            if mount.device in shared:
+            if self.has_machines_root and mount.source != OWN_VOLUME:
                 continue
             if _EMPTY_DIR in mount.root or _EMPTY_DIR in mount.source:
                 found[mount.point] = "emptyDir"

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chrek.engine.descriptors import undumpable
 from chrek.errors import CaptureFailed, Reason, Refused
 from chrek.rootfs import fd as fds
 from chrek.system import procfs
@@ -113,6 +114,15 @@ def _io_uring(subject: Subject) -> None:
         for file in files:
             if file.target == "anon_inode:[io_uring]":
                 raise Refused(Reason.IO_URING_IN_USE, f"{who(pid)} has an io_uring as descriptor {file.number}.")
+
+
+def _unsupported(subject: Subject) -> None:
+    for pid, files in subject.files.items():
+        for file in files:
+            kind = undumpable(pid, file)
+            if kind is not None:
+                message = f"{who(pid)} has {kind} as descriptor {file.number}."
+                raise Refused(Reason.DESCRIPTOR_UNSUPPORTED, message)
 
 
 def _sysv_ipc(subject: Subject) -> None:
@@ -373,6 +383,7 @@ CHECKS: tuple[tuple[Reason, Callable[[Subject], None]], ...] = (
     (Reason.FOREIGN_NAMESPACE, _foreign_namespaces),
     (Reason.BEING_TRACED, _traced),
     (Reason.IO_URING_IN_USE, _io_uring),
+    (Reason.DESCRIPTOR_UNSUPPORTED, _unsupported),
     (Reason.SYSV_IPC_IN_USE, _sysv_ipc),
     (Reason.WATCH_UNRESTORABLE, _projected_files),
     (Reason.FOREIGN_MOUNT, _foreign_mounts),

@@ -1,7 +1,7 @@
 """The application, from fork to exec.
 
 It becomes the leader of its own session (CRIU dumps a tree whose session it contains), the reaper of
-its orphans (they come to it as if it were PID 1), optionally blind to io_uring, and otherwise exactly
+its orphans (they come to it as if it were PID 1), optionally blind to io_uring and MPTCP, and otherwise exactly
 what the runtime would have started: the signal mask and dispositions, environment and descriptors of
 `Inherited`. The init's own descriptors are all close-on-exec.
 
@@ -20,7 +20,7 @@ import os
 from chrek.entrypoint.signals import SIGCHLD, SIGINT, SIGPIPE, SIGXFSZ, bit, set_mask
 from chrek.entrypoint.terminal import take
 from chrek.system.record import record
-from chrek.system.seccomp import block_io_uring
+from chrek.system.seccomp import hide_what_criu_cannot_dump
 from chrek.system.syscalls import LIBC, prctl
 
 TYPE_CHECKING = False  # see chrek.system.ids
@@ -94,7 +94,7 @@ def _become(plan: Plan, report: int) -> None:
             take(plan.terminal)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         if plan.block_io_uring:
-            block_io_uring(set_no_new_privs=plan.set_no_new_privs)
+            hide_what_criu_cannot_dump(set_no_new_privs=plan.set_no_new_privs)
         # Built before the mask falls: from there on a signal acts as the application's would.
         files = candidates(plan.arguments[0], plan.inherited.variable(b"PATH"))
         arguments, environ = _strings(plan.arguments), _strings(plan.inherited.environ)

@@ -163,7 +163,7 @@ def _block_io_uring(container: Container) -> bool:
         return wish is Block.TRUE
     possible = changes_nothing_else(container.inherited.capabilities)
     if not possible:
-        container.report.debug("io_uring is not blocked: neither no_new_privs nor CAP_SYS_ADMIN here")
+        container.report.debug("io_uring and MPTCP are not hidden: neither no_new_privs nor CAP_SYS_ADMIN here")
     return possible
 
 

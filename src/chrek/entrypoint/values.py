@@ -26,7 +26,7 @@ REQUIRED_IN_CHECKPOINT = (
 
 
 class Block(Enum):
-    """Whether io_uring is answered with ENOSYS: where that changes nothing else, always, never."""
+    """Whether io_uring and MPTCP are hidden: where that changes nothing else, always, never."""
 
     AUTO = "auto"
     TRUE = "true"

@@ -11,10 +11,10 @@ import sys
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
-_MOUNTS = {"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432}
+_UNIFIED = {"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "pidfd_getfd": 438}
 _NUMBERS = {
-    "x86_64": {"rt_sigprocmask": 14, "rt_sigqueueinfo": 129, "signalfd4": 289, "seccomp": 317, **_MOUNTS},
-    "aarch64": {"rt_sigprocmask": 135, "rt_sigqueueinfo": 138, "signalfd4": 74, "seccomp": 277, **_MOUNTS},
+    "x86_64": {"rt_sigprocmask": 14, "rt_sigqueueinfo": 129, "signalfd4": 289, "seccomp": 317, **_UNIFIED},
+    "aarch64": {"rt_sigprocmask": 135, "rt_sigqueueinfo": 138, "signalfd4": 74, "seccomp": 277, **_UNIFIED},
 }
 """Source: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux."""
 
