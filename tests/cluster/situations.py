@@ -16,6 +16,7 @@ from typing import Any, Final
 
 LABEL: Final = "nvidia.com/checkpoint-hash"
 ALLOW: Final = "nvidia.com/checkpoint-allow"
+WRONG_ID: Final = "environment"
 HERE: Final = "test_flow_situations.py"
 ENTRYPOINT: Final = "/usr/local/bin/smart-entrypoint.sh"
 WITNESS: Final = 'python3 /app/server.py; cat "$DYN_CHECKPOINT_SIGNAL_FILE"'
@@ -32,12 +33,12 @@ class Kind(Enum):
 class App(Enum):
     """What became of the application in the pod."""
 
-    TOLD = "unharmed; ends itself when the signal file is there"
-    WAITS = "unharmed; runs on, and waits"
+    TOLD = "unharmed; is told, and ends itself"
+    WAITS = "unharmed; waits on"
     SERVES = "unharmed; serves on"
     GONE = "ends with its pod"
     NEVER = "never started"
-    COLD = "started anew, on the image's own files"
+    COLD = "starts anew"
     RESTORED = "goes on where it was"
 
 
@@ -102,13 +103,15 @@ class Command:
 
 
 DESCRIBE: Final = "kubectl describe pod POD"
-EVENTS: Final = "kubectl get events --field-selector involvedObject.name=POD"
+EVENTS: Final = "kubectl get events --field-selector involvedObject.name=POD,reportingComponent=chrek-agent"
 MESSAGE: Final = "kubectl get pod POD -o jsonpath='{.status.containerStatuses[*].state.terminated.message}'"
 RESULT: Final = "kubectl get pod POD -o jsonpath='{.metadata.annotations.nvidia\\.com/checkpoint-result}'"
 START: Final = "kubectl get pod POD -o jsonpath='{.metadata.annotations.nvidia\\.com/checkpoint-start}'"
 START_LINE: Final = "kubectl logs POD | grep 'chrek: start='"
 LOGS: Final = "kubectl logs POD"
-AGENT_LOG: Final = "kubectl logs ds/chrek-agent | grep ID"
+PREVIOUS: Final = "kubectl logs --previous POD"
+AGENT_LOG: Final = "kubectl logs ds/chrek-agent | grep POD"
+AGENTS: Final = "kubectl get pods -o wide"
 LABELS: Final = "kubectl get pod POD --show-labels"
 VERIFY: Final = "kubectl exec ds/chrek-agent -- chrek verify ID"
 INSPECT: Final = "kubectl exec ds/chrek-agent -- chrek inspect ID"
@@ -133,7 +136,7 @@ class Situation:
         next_pod: how a pod that is restored from this id starts: ``restored`` or ``cold/CODE``; for a restore
             that pod is this one. Empty: no pod can name such an id, or it is this one.
         commands: what shows more than the commands of the row's group.
-        where: the module that asserts the row.
+        where: the module that asserts the row, or its test in `test_flow_situations` where that is one of its own.
     """
 
     name: str
@@ -156,6 +159,12 @@ class Situation:
     def id(self) -> str:
         """The checkpoint's id."""
         return self.checkpoint_id or self.name
+
+    @property
+    def result(self) -> str:
+        """What the agent's annotation says of a checkpoint, before the container's id."""
+        said = self.events[-1].removeprefix("Checkpoint").lower() if self.events else ""
+        return f"{said}/{self.code}" if self.code else said
 
     @property
     def ending(self) -> str:
@@ -181,8 +190,9 @@ def _refused(name: str, what: str, code: str, change: Change, **more: Any) -> Si
     return Situation(name=name, what=what, code=code, change=change, **{**values, **more})
 
 
-def _wrong(name: str, what: str, code: str = "BAD_VALUE", *, next_pod: str = "", **env: str | None) -> Situation:
+def _wrong(name: str, what: str, code: str = "BAD_VALUE", **env: str | None) -> Situation:
     """A checkpoint job whose environment is wrong: nothing is started."""
+    nameless = code == "BAD_ID" or "DYN_CHECKPOINT_HASH" in env
     return Situation(
         name=f"env-{name}",
         what=what,
@@ -190,9 +200,8 @@ def _wrong(name: str, what: str, code: str = "BAD_VALUE", *, next_pod: str = "",
         code=code,
         exit_code=2,
         app=App.NEVER,
-        next_pod=next_pod,
-        checkpoint_id="environment",
-        commands=(Command(LOGS, f"chrek: {code}: "),),
+        next_pod="" if nameless else "cold/NOT_FOUND",
+        checkpoint_id=WRONG_ID,
     )
 
 
@@ -244,7 +253,7 @@ TAKEN: Final = (
         exit_code=0,
         app=App.TOLD,
         next_pod="restored",
-        commands=(Command(LIST, "created"), Command(RESULT, "created container=")),
+        commands=(Command(LIST, "created"),),
     ),
     Situation(
         name="again",
@@ -255,7 +264,6 @@ TAKEN: Final = (
         exit_code=0,
         app=App.TOLD,
         next_pod="restored",
-        commands=(Command(RESULT, "skipped container="),),
     ),
     Situation(
         name="claimed",
@@ -266,7 +274,6 @@ TAKEN: Final = (
         exit_code=0,
         app=App.TOLD,
         next_pod="restored",
-        commands=(Command(RESULT, "created container="),),
     ),
     Situation(
         name="bare-command",
@@ -278,7 +285,7 @@ TAKEN: Final = (
         exit_code=0,
         app=App.TOLD,
         next_pod="cold/NOT_FOUND",
-        commands=(Command(RESULT, "refused/APP_IS_PID1 container="), Command(DESCRIBE, "APP_IS_PID1: ")),
+        commands=(Command(DESCRIBE, "APP_IS_PID1: "),),
     ),
 )
 
@@ -380,12 +387,10 @@ FAILED: Final = (
     ),
 )
 
-_STATE: Final = "kubectl exec POD -- cat /tmp/ready"
-_LOCATION: Final = "DYN_CHECKPOINT_LOCATION"
 _LONG: Final = "a" * 64
 ENVIRONMENT: Final = (
-    _wrong("ready", "a variable is missing", DYN_CHECKPOINT_READY_FILE=None, next_pod="cold/NOT_FOUND"),
-    _wrong("hash", "a variable is missing", DYN_CHECKPOINT_HASH=None),
+    _wrong("ready", "a variable is missing", DYN_CHECKPOINT_READY_FILE=None),
+    _wrong("hash", "the id's variable is missing", DYN_CHECKPOINT_HASH=None),
     _wrong("location", "a variable is missing", DYN_CHECKPOINT_LOCATION=None),
     _wrong("type", "a variable is missing", DYN_CHECKPOINT_STORAGE_TYPE=None),
     _wrong("s3", "the storage type is one that does not exist yet", DYN_CHECKPOINT_STORAGE_TYPE="s3"),
@@ -502,7 +507,7 @@ RESTORES: Final = (
         "the memory limit is below what the application used",
         "MEMORY_LIMIT",
         Change(container={"resources": {"limits": {"memory": "32Mi"}}}, env={"MODEL_MB": "1"}),
-        commands=(Command(INSPECT, "memory"),),
+        commands=(Command(DESCRIBE, "Set it to "),),
     ),
     _cold(
         "rights",
@@ -563,7 +568,7 @@ RESTORES: Final = (
         "NO_AGENT",
         Change(labels={"nvidia.com/checkpoint-restore": None}, env={"CHREK_AGENT_TIMEOUT": "0.5"}),
         events=("StartedCold", "RestoreFailed"),
-        commands=(Command(LABELS, "<none>"),),
+        commands=(Command(LABELS, "<none>"), Command(AGENTS, "chrek-agent")),
     ),
     _cold(
         "strict",
@@ -586,7 +591,6 @@ RESTORES: Final = (
             code=code,
             exit_code=2,
             app=App.NEVER,
-            commands=(Command(LOGS, f"chrek: {code}: "),),
         )
         for name, what, code, env in (
             ("id", "the id is a path", "BAD_ID", {"DYN_CHECKPOINT_HASH": "../one"}),
@@ -595,10 +599,121 @@ RESTORES: Final = (
     ),
 )
 
-ALL: Final = (*TAKEN, *REFUSED, *FAILED, *ENVIRONMENT, *WAITING, *RESTORES)
+SPECIAL: Final = (
+    Situation(
+        name="twin",
+        what="two pods of one id are ready together",
+        signal="success",
+        events=("CheckpointSkipped",),
+        exit_code=0,
+        app=App.TOLD,
+        next_pod="restored",
+        where="test_two_pods_of_one_id",
+    ),
+    Situation(
+        name="deleted",
+        what="the pod is deleted during its capture",
+        events=("CheckpointStarted", "CheckpointFailed"),
+        code="CAPTURE_INTERRUPTED",
+        app=App.GONE,
+        next_pod="cold/NOT_FOUND",
+        commands=(Command(AGENT_LOG, "the pod is being deleted"),),
+        where="test_pod_deleted_during_a_capture",
+    ),
+    Situation(
+        name="loop",
+        kind=Kind.RESTORE,
+        what="three restored starts in a row ended within a minute",
+        checkpoint_id="one",
+        code="RESTORE_GIVEN_UP",
+        events=("RestoreGivenUp", "StartedCold"),
+        app=App.COLD,
+        next_pod="cold/RESTORE_GIVEN_UP",
+        commands=(Command(PREVIOUS, "start=restored"),),
+        where="test_crash_loop_is_given_up",
+    ),
+)
+"""Rows whose making is a story of its own; each names the test that tells it."""
+
+ALL: Final = (*TAKEN, *REFUSED, *FAILED, *ENVIRONMENT, *WAITING, *RESTORES, *SPECIAL)
 """The whole table."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that look alike at first sight: what one sees, what it means, and what to type for all of them.
+
+    In the commands' fragments ``{code}``, ``{event}``, ``{result}``, ``{ending}`` and ``{next_pod}`` are the row's.
+    """
+
+    seen: str
+    means: str
+    commands: tuple[Command, ...]
+
+
+SUCCEEDED: Final = Group(
+    "The job has succeeded",
+    "The application was told that its checkpoint is finished, and ended with 0. Look whether there is a checkpoint: where"
+    " ChReK's init is not PID 1, nobody turns a failure into an exit code.",
+    (Command(RESULT, "{result} container="), Command(EVENTS, "{event}")),
+)
+EXIT_172: Final = Group(
+    "The job's container ends with exit code 172",
+    "The checkpoint was refused before anything was touched. It would be refused again: change what the message names.",
+    (Command(MESSAGE, "{ending}"), Command(DESCRIBE, "{event}")),
+)
+EXIT_170: Final = Group(
+    "The job's container ends with exit code 170",
+    "The checkpoint failed on its way. Nothing was published; the application was unharmed and was told.",
+    (Command(MESSAGE, "{ending}"), Command(AGENT_LOG, "{code}")),
+)
+EXIT_2: Final = Group(
+    "A container ends with exit code 2 within a second",
+    "A variable of the environment is missing or wrong; the application was not started. The message names the variable,"
+    " its value and what is allowed. The event `CheckpointRefused` is there only if the agent saw the container in time.",
+    (Command(MESSAGE, "{code}: "), Command(LOGS, "chrek: {code}: ")),
+)
+WAITS: Final = Group(
+    "The job does not end, and no checkpoint appears",
+    "The application is ready and waits, but the pod is none that the agent may capture, or not yet.",
+    (),
+)
+RESTORED: Final = Group(
+    "The pod runs from its checkpoint",
+    "All is well: this is how it looks.",
+    (Command(START, "restored seconds="), Command(START_LINE, "start=restored reason=none")),
+)
+COLD: Final = Group(
+    "The pod starts cold although it was to be restored",
+    "The restore was refused or failed; what it had changed is undone, and the original command runs. Nothing else is"
+    " wrong with the pod.",
+    (
+        Command(START, "{next_pod} seconds="),
+        Command(START_LINE, "start=cold reason={code}"),
+        Command(DESCRIBE, "{event}"),
+    ),
+)
+EXIT_171: Final = Group(
+    "The pod to be restored ends with exit code 171",
+    "The restore did not work out, and `CHREK_ON_RESTORE_FAILURE=fail` forbids a cold start.",
+    (Command(MESSAGE, "{ending}"), Command(DESCRIBE, "{event}")),
+)
+GROUPS: Final = (SUCCEEDED, EXIT_172, EXIT_170, EXIT_2, WAITS, RESTORED, COLD, EXIT_171)
+_BY_EXIT: Final = {0: SUCCEEDED, 2: EXIT_2, 170: EXIT_170, 171: EXIT_171, 172: EXIT_172}
+
+
+def group_of(row: Situation) -> Group:
+    """Return the group that a row belongs to."""
+    if row.exit_code is not None:
+        return _BY_EXIT[row.exit_code]
+    if row.kind is Kind.CHECKPOINT:
+        return WAITS
+    return RESTORED if row.app is App.RESTORED else COLD
 
 
 def commands_of(row: Situation) -> tuple[Command, ...]:
     """Return what to type for a row: what its group shows, then what is its own."""
-    return (*row.commands,)
+    event = row.events[-1] if row.events else ""
+    values = {"code": row.code, "event": event, "ending": row.ending, "next_pod": row.next_pod, "result": row.result}
+    shared = (Command(each.run, each.shows.format(**values)) for each in group_of(row).commands)
+    return (*shared, *row.commands)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -19,10 +19,23 @@ from cluster.kube import Cluster
 from cluster.kube.layout import BUSYBOX_IMAGE
 from cluster.kube.processes import wait_for
 from cluster.place import Place
-from cluster.situations import ALL, ENTRYPOINT, HERE, NOTHING, WITNESS, App, Fault, Kind, Situation, commands_of
+from cluster.situations import (
+    ALL,
+    ENTRYPOINT,
+    HERE,
+    NOTHING,
+    WITNESS,
+    WRONG_ID,
+    App,
+    Fault,
+    Kind,
+    Situation,
+    commands_of,
+)
 from cluster.terminal import AGENT_POD, Terminal, agent_pod
 from cluster.workspace import Manifest, Workspace, is_ready
 
+ROW = {row.name: row for row in ALL}
 ROWS = [row for row in ALL if row.where == HERE]
 WRONG = [row for row in ROWS if row.exit_code == 2]
 CHECKPOINTS = [row for row in ROWS if row.kind is Kind.CHECKPOINT and row not in WRONG]
@@ -104,19 +117,21 @@ def test_checkpoint(place: Scene, row: Situation) -> None:
 
 
 @pytest.fixture(scope="module")
-def wrong(place: Scene) -> None:
-    """All pods that end at once, together."""
+def after_wrong(place: Scene) -> str:
+    """All pods that end at once, together; how a pod starts that names their checkpoint."""
     place.workspace.apply(*(place.pod(row) for row in WRONG))
+    start = place.start(place.restored("after-wrong", WRONG_ID))
+    place.remove("after-wrong")
+    return start
 
 
-@pytest.mark.usefixtures("wrong")
 @pytest.mark.parametrize("row", WRONG, ids=lambda row: row.name)
-def test_wrong_environment(place: Scene, row: Situation) -> None:
+def test_wrong_environment(place: Scene, after_wrong: str, row: Situation) -> None:
     """A missing or malformed variable ends the container before the application starts, and is named."""
     _outcome(place, row)
     _check_told(place, row)
     _check_commands(place, row)
-    _check_next_pod(place, row)
+    assert after_wrong.startswith(row.next_pod)
     assert next(iter(row.change.env)) in place.workspace.logs(row.name)
 
 
@@ -190,15 +205,14 @@ def _check_told(place: Scene, row: Situation) -> None:
     told = tuple(flow.events(place.workspace, row.name))
     # A container that ends at once is seen by the agent, or is not.
     assert told == row.events or (row.exit_code == 2 and told == ("CheckpointRefused",)), told
-    pod = place.workspace.core.read_namespaced_pod(row.name, place.workspace.namespace)
-    result = (pod.metadata.annotations or {}).get(flow.RESULT, "")
     warned = [each for each in row.events if each.endswith(("Refused", "Failed"))]
     if warned:
         message = flow.wait_event(place.workspace, row.name, warned[-1])
         assert message.startswith(f"{row.code}: "), message
         assert message.endswith(tuple(".)")), message
-    if row.kind is Kind.CHECKPOINT and row.signal not in ("none", "success"):
-        assert result.startswith(f"{warned[-1].removeprefix('Checkpoint').lower()}/{row.code} "), result
+    if row.signal != "none":
+        result = flow.wait_annotation(place.workspace, row.name, flow.RESULT)
+        assert result.startswith(f"{row.result} container="), result
     if row.kind is Kind.RESTORE and row.exit_code is None and row.code:
         said = place.workspace.exec(row.name, "cat", "/dev/termination-log").output
         assert said.startswith(row.ending), said
@@ -283,10 +297,16 @@ def test_two_pods_of_one_id(place: Scene) -> None:
     """Of two pods of one id that are ready together one is captured and the other skipped; both end well."""
     for name in ("twin-a", "twin-b"):
         place.workspace.apply(flow.job(name, "twins", image=place.image))
-    results = {flow.wait_annotation(place.workspace, name, flow.RESULT).split()[0] for name in ("twin-a", "twin-b")}
-    assert results == {"created", "skipped"}
+    results = {
+        flow.wait_annotation(place.workspace, name, flow.RESULT).split()[0]: name for name in ("twin-a", "twin-b")
+    }
+    assert results.keys() == {"created", "skipped"}
     for name in ("twin-a", "twin-b"):
         assert place.workspace.ended(name).status.phase == "Succeeded"
+    row = replace(ROW["twin"], name=results["skipped"], checkpoint_id="twins")
+    _check_told(place, row)
+    _check_commands(place, row)
+    _check_next_pod(place, row)
 
 
 def test_planted_files(place: Scene) -> None:
@@ -329,7 +349,10 @@ def test_crash_loop_is_given_up(place: Scene) -> None:
         seconds=180,
     )
     assert found
-    assert "RestoreGivenUp" in flow.events(place.workspace, "loop")
+    row = ROW["loop"]
+    assert tuple(flow.events(place.workspace, "loop"))[-len(row.events) :] == row.events
+    _check_commands(place, row)
+    place.remove("loop")
 
 
 def _ready(pod: Any) -> bool:  # noqa: ANN401 - the client's model
@@ -382,6 +405,7 @@ def test_pod_deleted_during_a_capture(place: Scene) -> None:
     place.workspace.core.delete_namespaced_pod("deleted", place.workspace.namespace)
     place.workspace.wait_gone("deleted")
     wait_for("the capture's end", 30, lambda: place.agent.metric("chrek_operations_in_progress") == 0)
-    place.workspace.apply(flow.job("afterwards", "afterwards", image=place.image))
-    assert flow.wait_annotation(place.workspace, "afterwards", flow.RESULT).startswith("created ")
+    _check_told(place, ROW["deleted"])
+    _check_commands(place, ROW["deleted"])
+    _check_next_pod(place, ROW["deleted"])
     assert not (place.agent.store / ".staging" / "deleted").exists()
