@@ -107,8 +107,12 @@ def run(request: Mapping[str, object], *, stop: Stop, on_phase: Callable[[str], 
         process.stdout.close()
     if "outcome" in last:
         return dict(last["outcome"])
-    if "error" in last:
-        raise _error(last["error"])
+    error = last.get("error")
+    if stop.asked and (error is None or error["reason"] == Reason.CAPTURE_INTERRUPTED.code):
+        # A worker without an error died of the signal itself: it was not ready for it yet.
+        raise CaptureFailed(Reason.CAPTURE_INTERRUPTED, f"The capture was stopped: {stop.asked.rstrip('.')}.")
+    if error is not None:
+        raise _error(error)
     raise _died(request, process.returncode, phase, time.monotonic() - began)
 
 
