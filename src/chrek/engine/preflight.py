@@ -24,6 +24,7 @@ from chrek.engine.descriptors import undumpable
 from chrek.errors import CaptureFailed, Reason, Refused
 from chrek.rootfs import fd as fds
 from chrek.system import procfs
+from chrek.system.queues import posix_queues
 from chrek.system.syscalls import LIBC, check
 
 if TYPE_CHECKING:
@@ -129,15 +130,19 @@ def _sysv_ipc(subject: Subject) -> None:
     found = _sysv_objects(subject.container.pid1)
     if found:
         listed = ", ".join(f"{count} {name}" for name, count in found.items())
-        raise Refused(Reason.SYSV_IPC_IN_USE, f"The container has System V {listed}.")
+        raise Refused(Reason.SYSV_IPC_IN_USE, f"The container has {listed}.")
 
 
 def _sysv_objects(pid: HostPid) -> dict[str, int]:
-    """Count the System V objects in the IPC namespace of *pid*.
+    """Count the System V objects and the POSIX message queues in the IPC namespace of *pid*.
 
     /proc/sysvipc shows the namespace of the thread that opens it, so a thread of its own goes there.
     """
-    names = {"shm": "shared memory segments", "sem": "semaphore sets", "msg": "message queues"}
+    names = {
+        "shm": "System V shared memory segments",
+        "sem": "System V semaphore sets",
+        "msg": "System V message queues",
+    }
     found: dict[str, int] = {}
     errors: list[OSError] = []
 
@@ -153,6 +158,8 @@ def _sysv_objects(pid: HostPid) -> dict[str, int]:
                     count = sum(1 for _ in lines) - 1
                 if count > 0:
                     found[name] = count
+            if queues := posix_queues():
+                found[f"POSIX message queues ({', '}.join(queues)})"] = len(queues)
         except OSError as error:
             errors.append(error)
 
@@ -160,7 +167,7 @@ def _sysv_objects(pid: HostPid) -> dict[str, int]:
     thread.start()
     thread.join()
     if errors:
-        raise CaptureFailed(Reason.NOT_SUPPORTED_HERE, f"System V objects cannot be counted: {errors[0]}.")
+        raise CaptureFailed(Reason.NOT_SUPPORTED_HERE, f"System V objects and message queues cannot be counted: {errors[0]}.")
     return found
 
 
