@@ -23,12 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from chrek.workload.pool import Options, TensorPool
 from chrek.workload.pool.cuda import Cuda, Primary
 from chrek.workload.pool.digest import Digester
 from chrek.workload.pool.places import home
+from gpu.graphmodel import Model
 
 GB = 1_000_000_000
 MIB = 1 << 20
@@ -173,26 +175,8 @@ def digests(torch: Torch, cuda: Cuda) -> None:
 # --- round trips --------------------------------------------------------------------------------------
 def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict[str, Any]]) -> None:
     """A model of `gigabytes` in a pool, a CUDA graph over it, out and back once for each of `tries`."""
-    width = 8192
-    layers = max(1, int(gigabytes * GB / (width * width * 2)))
     pool = TensorPool()
-    with pool:
-        weights = [torch.randn(width, width, device="cuda", dtype=torch.bfloat16).div_(90) for _ in range(layers)]
-    x = torch.ones(16, width, device="cuda", dtype=torch.bfloat16)
-
-    def forward(y: Torch) -> Torch:
-        for weight in weights:
-            y = torch.nn.functional.rms_norm(y @ weight, (width,))
-        return y
-
-    forward(x)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = forward(x)
-    graph.replay()
-    torch.cuda.synchronize()
-    reference = result.clone()
+    model = Model.of_size(torch, gigabytes, pool)
     for one in tries:
         options = dict(one)
         target = Path(options.pop("directory", directory))
@@ -211,9 +195,7 @@ def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict
             Path("/proc/sys/vm/drop_caches").write_text("3")
         start = time.perf_counter()
         report_in = pool.onload(str(target))
-        result.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
+        model.compute()
         first_output = time.perf_counter() - start
         say(
             round_trip=gigabytes,
@@ -225,7 +207,7 @@ def round_trips(torch: Torch, gigabytes: float, directory: str, tries: list[dict
             back_gb_s=round(pool.size / GB / first_output, 2),
             out={k: round(v, 3) for k, v in report_out.seconds.items()},
             back={k: round(v, 3) for k, v in report_in.seconds.items()},
-            exact=torch.equal(result, reference),
+            exact=model.exact,
         )
     subprocess.run(["rm", "-rf", str(Path(directory, home("weights")))], check=True)
 

@@ -14,68 +14,24 @@ import http.server
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from chrek.workload import Outcome, checkpoint_point
 from chrek.workload.pool import TensorPool
-
-WIDTH = 8192
-Torch = Any
-"""The module or a tensor: PyTorch is not installed where types are checked."""
+from gpu.graphmodel import Model
 
 
-def build(torch: Torch, gigabytes: float, pool: TensorPool | None) -> Callable[[], bool]:
-    """Make the model; a function that computes and says whether the output is what it was."""
-    torch.manual_seed(0)
-    torch.zeros(1, device="cuda")
-    layers = max(1, int(gigabytes * 1e9 / (WIDTH * WIDTH * 2)))
-
-    def load() -> list[Torch]:
-        return [torch.randn(WIDTH, WIDTH, device="cuda", dtype=torch.bfloat16).div_(90) for _ in range(layers)]
-
-    if pool is None:
-        weights = load()
-    else:
-        with pool:
-            weights = load()
-    x = torch.ones(16, WIDTH, device="cuda", dtype=torch.bfloat16)
-
-    def forward(y: Torch) -> Torch:
-        for weight in weights:
-            y = torch.nn.functional.rms_norm(y @ weight, (WIDTH,))
-        return y
-
-    forward(x)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = forward(x)
-    graph.replay()
-    torch.cuda.synchronize()
-    reference = result.clone()
-
-    def compute() -> bool:
-        result.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
-        return bool(torch.equal(result, reference))
-
-    # The graph knows addresses only: without a reference its inputs would be freed, and their memory used again.
-    compute.inputs = weights, x  # type: ignore[attr-defined]
-    return compute
-
-
-def front(compute: Callable[[], bool], port: int) -> http.server.HTTPServer:
+def front(model: Model, port: int) -> http.server.HTTPServer:
     """The HTTP server."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             start = time.perf_counter()
-            answer = {"exact": compute(), "seconds": round(time.perf_counter() - start, 4)}
+            model.compute()
+            answer = {"exact": model.exact, "seconds": round(time.perf_counter() - start, 4)}
             data = json.dumps(answer).encode()
             self.send_response(http.HTTPStatus.OK)
             self.send_header("Content-Length", str(len(data)))
@@ -105,9 +61,10 @@ def main() -> None:
                 file.write(line)
 
     pool = TensorPool() if arguments.mode == "pooled" else None
-    compute = build(torch, arguments.gb, pool)
-    server = front(compute, arguments.port)
-    before = compute() and compute()
+    model = Model.of_size(torch, arguments.gb, pool)
+    server = front(model, arguments.port)
+    model.compute()
+    before = model.exact
     reports: list[str] = []
     steps = [] if pool is None else [lambda: reports.append(str(pool.offload()))]
     steps.append(lambda: event(event="ready", exact=before, cold=round(time.perf_counter() - begin, 2), out=reports[-1:]))
@@ -116,7 +73,8 @@ def main() -> None:
     if outcome is Outcome.CHECKPOINTED:
         return
     start = time.perf_counter()
-    exact = compute()
+    model.compute()
+    exact = model.exact
     event(
         event="output",
         outcome=outcome.value,

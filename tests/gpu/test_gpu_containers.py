@@ -49,7 +49,7 @@ def bound() -> list[Mount]:
         if not any(path.is_relative_to(one) for one in chosen):
             chosen.append(path)
     mounts = [Mount.bind(path, str(path), read_only=True) for path in chosen]
-    return [*mounts, *(Mount.bind(REPO / name, f"/repo/{name}", read_only=True) for name in ("benchmarks", "src"))]
+    return [*mounts, *(Mount.bind(REPO / name, f"/repo/{name}", read_only=True) for name in ("benchmarks", "src", "tests"))]
 
 
 def devices(spec: dict[str, Any]) -> None:

@@ -13,7 +13,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu.graphmodel import Model
 
 Answer = Callable[[], object]
 
@@ -139,37 +144,15 @@ def pooled() -> Answer:
 
     from chrek.workload.pool import TensorPool
 
-    torch.manual_seed(0)
-    torch.zeros(1, device="cuda")
     pool = TensorPool()
-    with pool:
-        weights = [torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16).div_(64) for _ in range(32)]
-    x = torch.ones(16, 4096, device="cuda", dtype=torch.bfloat16)
+    model = Model(torch, 32, width=4096, pool=pool)
 
-    def forward(y: Any) -> Any:  # noqa: ANN401 - a tensor
-        for weight in weights:
-            y = torch.nn.functional.rms_norm(y @ weight, (4096,))
-        return y
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        forward(x)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = forward(x)
-    graph.replay()
-    torch.cuda.synchronize()
-    reference = result.clone()
-
-    def answer(*, _kept: object = (weights, x)) -> object:  # the graph alone keeps neither
+    def answer() -> object:
         if pool.resident:
             return pool.offload()
         report = pool.onload()
-        result.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
-        return f"{torch.equal(result, reference)} {report}"
+        model.compute()
+        return f"{model.exact} {report}"
 
     return answer
 
