@@ -159,7 +159,7 @@ def _sysv_objects(pid: HostPid) -> dict[str, int]:
                 if count > 0:
                     found[name] = count
             if queues := posix_queues():
-                found[f"POSIX message queues ({', '}.join(queues)})"] = len(queues)
+                found["POSIX message queues"] = len(queues)
         except OSError as error:
             errors.append(error)
 
