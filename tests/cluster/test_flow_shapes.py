@@ -135,7 +135,13 @@ WORKS = (
 REFUSED = (
     Shape(name="host-pid", guide="`hostPID`", spec={"hostPID": True}, code="POD_NOT_SUPPORTED", says="hostPID: true"),
     Shape(name="host-ipc", guide="`hostIPC`", spec={"hostIPC": True}, code="POD_NOT_SUPPORTED", says="hostIPC: true"),
-    Shape(name="system-v", guide="System V IPC", before=SYSV, code="SYSV_IPC_IN_USE", says="1 shared memory segments"),
+    Shape(
+        name="system-v",
+        guide="System V IPC",
+        before=SYSV,
+        code="SYSV_IPC_IN_USE",
+        says="1 System V shared memory segments",
+    ),
     Shape(
         name="config-map",
         guide="open ConfigMap",
