@@ -14,4 +14,11 @@ if [ "$#" -eq 0 ]; then
     echo "chrek: Build it with deploy/checkpoint-enable, which reads the command, or set args (not command) in the pod." >&2
     exit 2
 fi
+# A shell changes the environment it passes on: names with a dot or a dash are dropped, PWD, SHLVL and PATH are set.
+# The application is to find what the runtime gave, so that is handed on beside it, byte by byte.
+exec 9<<END
+$(/opt/chrek/bin/busybox base64 /proc/$$/environ 2>/dev/null)
+END
+CHREK_ENVIRONMENT_FD=9
+export CHREK_ENVIRONMENT_FD
 exec /usr/local/bin/restore-entrypoint -- "$@"

@@ -7,7 +7,8 @@ because the interpreter changes them before its first line runs:
   more; the default is assumed, which is what runtimes give. Every other ignored signal (a SIGHUP
   under nohup) is taken from ``/proc/self/status`` and stays ignored.
 * ``LC_CTYPE`` is added to the environment in the C locale (PEP 538). The environment as the kernel
-  has it is read from ``/proc/self/environ``: exact bytes, duplicates and order kept.
+  has it is read from ``/proc/self/environ``: exact bytes, duplicates and order kept. A shell that ran before
+  has changed it too (it drops names with a dot, adds PWD and PATH), so it hands the original on.
 * Arguments are decoded. They are read from ``/proc/self/cmdline`` for the same reason.
 
 The rest (descriptors, working directory, ids, umask, limits, priority, OOM score) is never touched.
@@ -24,6 +25,11 @@ TYPE_CHECKING = False  # see chrek.system.ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_HANDED_ON_FD = 9
+_HANDED_ON = b"CHREK_ENVIRONMENT_FD=%d" % _HANDED_ON_FD
+"""Set by ``smart-entrypoint.sh``: there the environment comes as the runtime gave it, in base64."""
 
 
 @record
@@ -73,6 +79,21 @@ def _environ() -> tuple[bytes, ...]:
     raw = _read("/proc/self/environ")
     if raw is None:
         return tuple(name + b"=" + value for name, value in os.environb.items())
+    own = tuple(raw.removesuffix(b"\0").split(b"\0")) if raw else ()
+    if _HANDED_ON not in own:
+        return own
+    return _handed_on() or tuple(entry for entry in own if entry != _HANDED_ON)
+
+
+def _handed_on() -> tuple[bytes, ...]:
+    """Return the environment that the entrypoint's shell found; empty when there is none to be read."""
+    import binascii  # noqa: PLC0415 - only where a shell came before
+
+    try:
+        with open(_HANDED_ON_FD, "rb", buffering=0) as file:
+            raw = binascii.a2b_base64(file.readall())
+    except (OSError, ValueError):
+        return ()
     return tuple(raw.removesuffix(b"\0").split(b"\0")) if raw else ()
 
 
