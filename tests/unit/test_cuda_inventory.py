@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ pytestmark = pytest.mark.skipif(cudastandin.compiler() is None, reason="needs a 
 
 
 @pytest.fixture
-def standin(tmp_path: Path) -> cudastandin.StandIn:
+def standin(tmp_path: Path) -> Iterator[cudastandin.StandIn]:
     """A machine with two GPUs."""
-    return cudastandin.StandIn(tmp_path, cudastandin.build(tmp_path), gpus=2)
+    with cudastandin.machine(tmp_path, gpus=2) as made:
+        yield made
 
 
 def test_gpus_and_uses(standin: cudastandin.StandIn) -> None:

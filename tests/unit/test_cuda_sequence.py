@@ -30,21 +30,11 @@ SHORT = 3.0
 STEPS = ("Lock", "Checkpoint")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in, compiled once."""
-    return cudastandin.build(tmp_path_factory.mktemp("standin"))
-
-
 @pytest.fixture
-def standin(tmp_path: Path, library: Path) -> Iterator[cudastandin.StandIn]:
+def standin(tmp_path: Path) -> Iterator[cudastandin.StandIn]:
     """A driver with one GPU and no process."""
-    # The library keeps its mapping for its life, so each test loads a copy of its own.
-    copy = tmp_path / library.name
-    copy.write_bytes(library.read_bytes())
-    machine = cudastandin.StandIn(tmp_path, copy)
-    yield machine
-    machine.release()
+    with cudastandin.machine(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -136,9 +137,8 @@ class Worker:
 def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[cudastandin.StandIn]:
     """A driver, and a directory to stream to."""
     monkeypatch.setenv("CHREK_POOL_DIRECTORY", str(tmp_path / "gpu"))
-    machine = cudastandin.StandIn(tmp_path, cudastandin.build(tmp_path))
-    yield machine
-    machine.release()
+    with cudastandin.machine(tmp_path) as made:
+        yield made
 
 
 @needs_compiler
@@ -328,7 +328,8 @@ class Job:
         self.directory = directory
         self.log = directory / "server.log"
         self.log.touch()
-        self.port = launch_port()
+        self.held = reserve_port()
+        self.port = int(self.held.getsockname()[1])
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("DYN_", "VLLM_", "CHREK_"))},
             "PYTHONPATH": f"{directory / 'site'}:{Path(launch.__file__).parents[3]}",
@@ -358,6 +359,7 @@ class Job:
     def end(self) -> tuple[int, str]:
         """Exit status and standard error."""
         _, text = self.process.communicate(timeout=60)
+        self.held.close()
         return self.process.returncode, text
 
     def asked(self) -> list[str]:
@@ -366,13 +368,12 @@ class Job:
         return list(dict.fromkeys(lines))
 
 
-def launch_port() -> int:
-    """A free port."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def reserve_port() -> socket.socket:
+    """Hold a port for the fake server, which may bind it too: neither listens yet (SO_REUSEADDR, socket(7))."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 ASLEEP = ["GET /health True", "GET /v1/models True", "POST /v1/completions True", "POST /sleep?level=1 True"]

@@ -38,20 +38,11 @@ SIZES = (1, 2 * MIB + 1, 9 * MIB)
 MANY = (*SIZES, 2 * MIB, 66 * MIB)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in, compiled once."""
-    return cudastandin.build(tmp_path_factory.mktemp("standin"))
-
-
 @pytest.fixture
-def standin(tmp_path: Path, library: Path) -> Iterator[cudastandin.StandIn]:
+def standin(tmp_path: Path) -> Iterator[cudastandin.StandIn]:
     """A driver with two GPUs."""
-    copy = tmp_path / library.name
-    copy.write_bytes(library.read_bytes())
-    machine = cudastandin.StandIn(tmp_path, copy, gpus=2)
-    yield machine
-    machine.release()
+    with cudastandin.machine(tmp_path, gpus=2) as made:
+        yield made
 
 
 def make_pool(standin: cudastandin.StandIn, *, contents: bool = True, direct: str = "auto") -> TensorPool:

@@ -67,7 +67,7 @@ def adopt(store: int, identity: str, staging: int, pids: Collection[NsPid]) -> A
             with _descend(store, DIRECTORY, identity, GPU, name) as pool:
                 if not _exists(pool, INDEX):
                     continue  # never saved whole: the process kept its memory
-                with _made(staging, GPU, name) as target:
+                with _descend(staging, GPU, name, make=True) as target:
                     for path, length in _take(pool, target, f"{GPU}/{name}"):
                         paths.append(path)
                         size += length
@@ -100,7 +100,7 @@ def _take(pool: int, target: int, path: str) -> Iterator[tuple[str, int]]:
     """Take one pool: the blobs that its index names, then the index."""
     wanted = _wanted(pool, path)
     if wanted:
-        with _descend(pool, BLOBS) as source, _made(target, BLOBS) as destination:
+        with _descend(pool, BLOBS) as source, _descend(target, BLOBS, make=True) as destination:
             for name in sorted(wanted):
                 yield f"{path}/{BLOBS}/{name}", _take_file(source, destination, name, f"{path}/{BLOBS}")
     yield f"{path}/{INDEX}", _take_file(pool, target, INDEX, path, link=False)
@@ -152,28 +152,14 @@ def _copy(source: int, target: int, name: str) -> None:
 
 
 @contextmanager
-def _descend(at: int, *names: str) -> Iterator[int]:
-    """The directory below another one, no link followed on the way."""
+def _descend(at: int, *names: str, make: bool = False) -> Iterator[int]:
+    """The directory below another one, no link followed on the way; with *make*, made where it is not there."""
     fd = os.open(".", _OPEN, dir_fd=at)
     try:
         for name in names:
-            below = os.open(name, _OPEN, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _made(at: int, *names: str) -> Iterator[int]:
-    """The same, each directory made if it is not there."""
-    with _descend(at) as here:
-        fd = os.dup(here)
-    try:
-        for name in names:
-            with suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=fd)
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=fd)
             below = os.open(name, _OPEN, dir_fd=fd)
             os.close(fd)
             fd = below

@@ -7,10 +7,14 @@ so a test sees what became of each process and says which call shall fail, hang,
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -77,6 +81,25 @@ def build(directory: Path, *, old: bool = False) -> Path:
     command = [compiler() or "cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-lpthread"]
     subprocess.run(command + ["-DOLD_DRIVER"] * old, check=True)
     return library
+
+
+@functools.cache
+def _built() -> bytes:
+    """The library's bytes, compiled once in this process."""
+    with tempfile.TemporaryDirectory() as place:
+        return build(Path(place)).read_bytes()
+
+
+@contextmanager
+def machine(directory: Path, *, gpus: int = 1) -> Iterator[StandIn]:
+    """A machine of its own below `directory`: a copy of the library, which keeps its state for as long as it is loaded."""
+    library = directory / "libcuda-standin.so"
+    library.write_bytes(_built())
+    made = StandIn(directory, library, gpus=gpus)
+    try:
+        yield made
+    finally:
+        made.release()
 
 
 class StandIn:
