@@ -58,10 +58,12 @@ def _restore(store: Path, checkpoint_id: str, init: HostPid, mailbox: Mailbox) -
 
 
 def refuse_knobs(criu: environment.CriuSettings) -> None:
-    """Refuse what CRIU can do with its own images only; ``CRIU_SKIP_IN_FLIGHT`` has nothing left to skip here.
+    """Refuse what cannot be had: what CRIU does with its own images only, its plugin, a place that cannot be written.
+
+    ``CRIU_SKIP_IN_FLIGHT`` has nothing left to skip here.
 
     Raises:
-        Refused: ``KNOB_REFUSED``.
+        Refused: ``KNOB_REFUSED``, or ``NO_TMP`` where the place is the usual one.
     """
     if criu.lazy_pages:
         message = "CRIU_LAZY_PAGES needs a classic CRIU image, and this checkpoint keeps its pages in shards."
@@ -69,6 +71,14 @@ def refuse_knobs(criu: environment.CriuSettings) -> None:
     if criu.auto_dedup:
         message = "CRIU_AUTO_DEDUP writes into the images it reads, and a restore writes nothing into a checkpoint."
         raise Refused(Reason.KNOB_REFUSED, message, cure="Unset it; `chrek export` makes images that are yours to change.")
+    usual = environment.CriuSettings()
+    if criu.cuda_plugin_dir != usual.cuda_plugin_dir and os.path.exists(f"{criu.cuda_plugin_dir}/cuda_plugin.so"):
+        message = f"CUDA_PLUGIN_DIR names {criu.cuda_plugin_dir} with CRIU's CUDA plugin, which is not used."
+        raise Refused(Reason.KNOB_REFUSED, message, cure="Unset it: ChReK calls the driver itself.")
+    if not os.path.isdir(criu.work_dir) or not os.access(criu.work_dir, os.W_OK | os.X_OK):
+        reason = Reason.NO_TMP if criu.work_dir == usual.work_dir else Reason.KNOB_REFUSED
+        message = f"CRIU_WORK_DIR is {criu.work_dir}, which is no directory that can be written."
+        raise Refused(reason, message, cure="Mount an emptyDir there, or name another directory.")
 
 
 if __name__ == "__main__":
