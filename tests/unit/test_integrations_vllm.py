@@ -165,6 +165,39 @@ def test_waking_up_by_tags(standin: cudastandin.StandIn) -> None:
 
 
 @needs_compiler
+def test_what_vllm_keeps_is_kept(standin: cudastandin.StandIn) -> None:
+    """Runtime state comes back with the first waking up, whatever is asked for; scratch comes back empty."""
+    worker = Worker(standin)
+    state = worker.module.allocate(3 * MIB, "runtime")
+    later = worker.module.allocate(2 * MIB, "a tag of tomorrow")
+    worker.module.allocate(2 * MIB, "workspace")
+    for address in (state, later):
+        ctypes.memset(address, 7, 2 * MIB)
+    worker.stream.out()
+    assert standin.live == 0
+    worker.stream.back(["kv_cache"])
+    assert worker.stream.away == set(worker.weights)
+    assert all(ctypes.string_at(address, 2 * MIB) == b"\7" * (2 * MIB) for address in (state, later))
+    worker.stream.back(["weights"])
+    assert worker.intact()
+    assert worker.stream.away == set()
+
+
+@needs_compiler
+def test_what_vllm_has_discarded_is_left_to_it(standin: cudastandin.StandIn) -> None:
+    """Memory that sleeps already is neither written nor unmapped again, nor mapped by us."""
+    worker = Worker(standin)
+    entry = worker.module.CuMemAllocator.get_instance().pointer_to_data[worker.cache]
+    worker.module.unmap_and_release(entry.handle)
+    entry.is_asleep = True
+    worker.stream.out()
+    assert worker.stream.away == set(worker.weights)
+    assert worker.stream.others_sleep()
+    worker.stream.back(None)
+    assert (worker.intact(), worker.stream.others_sleep(), entry.is_asleep) == (True, True, True)
+
+
+@needs_compiler
 def test_a_failure_on_the_way_out_leaves_the_worker_awake(
     standin: cudastandin.StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +280,9 @@ def test_the_default_backend_is_taken_over_and_given_back(fake_vllm: Fake, monke
             steps.append(f"back {tags}")
             self.away.clear()
 
+        def others_sleep(self) -> bool:
+            return False
+
     monkeypatch.setattr(plugin, "_allocator", lambda: None)
     monkeypatch.setattr(plugin, "Stream", lambda _: Recorder())
     backend = registry["cumem"]()()
@@ -259,6 +295,21 @@ def test_the_default_backend_is_taken_over_and_given_back(fake_vllm: Fake, monke
     backend.resume(["weights"])
     assert backend.calls == [("suspend", 2), ("suspend", 1), ("resume", ["weights"])]
     assert type(backend).supports_durable_storage()
+
+
+def test_a_vllm_that_can_be_told(fake_vllm: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an option for the backend the default one is left alone, and the launcher gives the option."""
+    engine = Path(fake_vllm.__file__).parents[1] / "engine"
+    engine.mkdir()
+    (engine / "arg_utils.py").write_text('parser.add_argument("--sleep-mode-backend", type=str)')
+    monkeypatch.setenv("CHREK_VLLM_STREAM", "1")
+    plugin.register()
+    registry = fake_vllm.SleepModeBackendFactory._registry
+    assert registry["chrek"] is not registry["cumem"]
+    added = launch.complete(["serve", "m"], guarded=False)
+    assert added == ["serve", "m", "--enable-sleep-mode", "--sleep-mode-backend", "chrek"]
+    given = ["serve", "m", "--enable-sleep-mode", "--sleep-mode-backend=cumem"]
+    assert launch.complete(given, guarded=False) == given
 
 
 def test_a_vllm_without_pluggable_sleep(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

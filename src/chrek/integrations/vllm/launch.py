@@ -164,6 +164,9 @@ class Server:
 def complete(arguments: Sequence[str], *, guarded: bool) -> list[str]:
     """The arguments with what a checkpoint needs."""
     more = [] if "--enable-sleep-mode" in arguments else ["--enable-sleep-mode"]
+    if plugin.has_option():
+        chosen = [argument for argument in arguments if argument.partition("=")[0] == plugin.OPTION]
+        more += [] if chosen else [plugin.OPTION, plugin.NAME]
     if guarded:
         more += ["--middleware", f"{guard.__name__}.{guard.Guard.__name__}"]
     return [*arguments, *more]

@@ -1,14 +1,15 @@
 """The entry point that vLLM loads in every process, and the sleep-mode backend that it brings.
 
-vLLM (0.25.1 and later) has pluggable backends for its sleep mode, found by name. The name of the
-default one is taken over, because 0.25.1 has no option to choose another; it behaves as before unless
-``CHREK_VLLM_STREAM`` is set, which the launcher does in a checkpoint job only. The backend is also there
-under the name ``chrek`` for versions that can be told.
+vLLM (0.25.1 and later) has pluggable backends for its sleep mode, found by name. Ours is there under the name
+``chrek``; versions without ``--sleep-mode-backend`` (0.27 has none, 0.33 has it) cannot be told, so there it also takes
+over the name of the default one. Nothing is registered unless ``CHREK_VLLM_STREAM`` is set, which the launcher does in
+a checkpoint job only.
 
-Sleeping (level 1) with it: the memory tagged ``weights`` goes to files, then everything (weights and KV
-cache) is unmapped by vLLM's own allocator. Waking up: mapped at the same addresses, weights read back.
-Graphs, buffers and compiled code stay valid because the addresses do. Once awake, the backend is
-vLLM's own again: a restored server that sleeps for its own reasons has no checkpoint to write to.
+Sleeping (level 1) with it: memory whose contents vLLM keeps asleep goes to files, the weights by themselves and the rest
+(0.33 has tags for runtime state and graph pools) by itself; then everything, the KV cache too, is unmapped by vLLM's own
+allocator. Waking up: mapped at the same addresses, contents read back. Graphs, buffers and compiled code stay valid
+because the addresses do. Once awake, the backend is vLLM's own again: a restored server that sleeps for its own
+reasons has no checkpoint to write to.
 
 Mapping stays with vLLM's allocator; only the copies are ours, made in the primary context of the
 device, which is the one PyTorch uses.
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from chrek.workload.pool import Index, PoolError, Region, files, load, places, save
@@ -29,6 +32,11 @@ SWITCH = "CHREK_VLLM_STREAM"
 NAME = "chrek"
 TAKEN_OVER = "cumem"
 WEIGHTS = "weights"
+DISPOSABLE = frozenset({"kv_cache", "workspace"})
+"""Tags of memory whose contents vLLM does not keep either: all others are kept, also ones that later versions invent."""
+DEFERRABLE = frozenset({"weights", "kv_cache"})
+"""Tags that waking up can leave for later; all others come back with the first (vllm/device_allocator/cumem.py, 0.33)."""
+OPTION = "--sleep-mode-backend"
 BACKENDS = "vllm.device_allocator.sleep_mode_backend"
 log = logging.getLogger("vllm.chrek")  # below vLLM's own logger, so that its settings hold
 
@@ -36,6 +44,19 @@ log = logging.getLogger("vllm.chrek")  # below vLLM's own logger, so that its se
 def enabled() -> bool:
     """Whether this process was started to be checkpointed."""
     return os.environ.get(SWITCH) == "1"
+
+
+def has_option() -> bool:
+    """Whether this vLLM can be told which sleep-mode backend to use; found without importing it, which takes 10 s."""
+    package = importlib.util.find_spec("vllm")
+    places = (package.submodule_search_locations or []) if package else []
+    for place in places:
+        try:
+            with open(os.path.join(place, "engine", "arg_utils.py"), encoding="utf-8") as file:
+                return f'"{OPTION}"' in file.read()
+        except OSError:
+            continue
+    return False
 
 
 def register() -> None:
@@ -52,7 +73,9 @@ def register() -> None:
         module.SleepModeBackendFactory.register_backend(NAME, __name__, "Backend")
         log.warning("This vLLM does not let its default sleep mode be replaced: choose the backend %r.", NAME)
         return
-    registry[NAME] = registry[TAKEN_OVER] = backend_class
+    registry[NAME] = backend_class
+    if not has_option():
+        registry[TAKEN_OVER] = backend_class
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class that is made when vLLM asks for it
@@ -89,6 +112,9 @@ def backend_class() -> type[Any]:
                 return
             self._state = "RESUMING"
             self._stream.back(tags)
+            if self._stream.others_sleep():
+                super().resume(tags)
+                self._state = "RESUMING"
             if not self._stream.away:
                 self._stream, self._state = None, "RUNNING"
 
@@ -142,25 +168,28 @@ class Allocator:
 
 
 class Stream:
-    """The weights of one worker, out once and back once."""
+    """The contents of one worker's memory, out once and back once."""
 
     def __init__(self, allocator: Allocator, *, library: str = driver.LIBRARY) -> None:
         self._allocator = allocator
         self._library = library
-        self._index: Index | None = None
+        self._indexes: dict[str, Index] = {}
+        """What was written, by the name of the pool."""
         self._base = ""
         self.away: set[int] = set()
         """Addresses without memory."""
 
     def out(self) -> None:
-        """Write the weights, unmap everything. Raises `PoolError`; everything is mapped then, as before."""
+        """Write what is kept, unmap everything. Raises `PoolError`; everything is mapped then, as before."""
         self._allocator.synchronise()
-        entries = self._allocator.entries()
-        regions = [self._allocator.region(address) for address in sorted(entries) if entries[address].tag == WEIGHTS]
+        # What vLLM has discarded already has neither memory nor contents.
+        entries = {at: entry for at, entry in self._allocator.entries().items() if not _is_asleep(entry)}
         self._base = places.handover_directory()
         cuda = driver.Cuda(self._library)
-        self._index, report = save(cuda, regions, self._home(self._base), pool=_name())
-        log.info("weights out: %s", report)
+        for name, addresses in _kept(entries).items():
+            regions = [self._allocator.region(address) for address in addresses]
+            self._indexes[name], report = save(cuda, regions, self._home(name, self._base), pool=name)
+            log.info("%s out: %s", name, report)
         try:
             for address in entries:
                 self._allocator.unmap(address)
@@ -174,32 +203,53 @@ class Stream:
         """Map what `tags` name (None: all) and read the weights. Raises `PoolError`; still asleep then."""
         entries = self._allocator.entries()
         self.away &= set(entries)
-        wanted = [address for address in sorted(self.away) if tags is None or entries[address].tag in tags]
-        weights = any(entries[address].tag == WEIGHTS for address in wanted)
+        wanted = [address for address in sorted(self.away) if _comes_back(entries[address].tag, tags)]
         mapped = []
         try:
             for address in wanted:
                 self._allocator.map(address)
                 mapped.append(address)
-            if weights:
-                self._load()
+            for name in _kept({address: entries[address] for address in wanted}):
+                self._load(name)
         except BaseException:
             for address in mapped:
                 self._allocator.unmap(address)
             raise
         self.away -= set(wanted)
 
-    def _load(self) -> None:
-        if self._index is None:
-            raise PoolError("there are no weights to load: the worker was never put to sleep")
+    def others_sleep(self) -> bool:
+        """Whether there is memory asleep that vLLM itself has discarded."""
+        entries = self._allocator.entries()
+        return any(_is_asleep(entry) and address not in self.away for address, entry in entries.items())
+
+    def _load(self, name: str) -> None:
+        if name not in self._indexes:
+            raise PoolError(f"there is no {name!r} to load: the worker was never put to sleep")
         bases = places.candidates(None, self._base)
-        source = files.locate(self._index, [self._home(base) for base in bases])
-        log.info("weights back: %s", load(driver.Cuda(self._library), self._index, source))
+        source = files.locate(self._indexes[name], [self._home(name, base) for base in bases])
+        log.info("%s back: %s", name, load(driver.Cuda(self._library), self._indexes[name], source))
 
     @staticmethod
-    def _home(base: str) -> str:
-        return os.path.join(base, places.home(_name()))
+    def _home(name: str, base: str) -> str:
+        return os.path.join(base, places.home(name))
 
 
-def _name() -> str:
-    return "vllm"
+def _is_asleep(entry: Any) -> bool:  # noqa: ANN401 - vLLM has no types here; older versions have no such field
+    return bool(getattr(entry, "is_asleep", False))
+
+
+def _kept(entries: Mapping[int, Any]) -> dict[str, list[int]]:
+    """Addresses of allocations whose contents are kept, by the pool they are kept in: weights and the rest.
+
+    Two, because waking up may leave the weights for later, but nothing else.
+    """
+    found: dict[str, list[int]] = {}
+    for address in sorted(entries):
+        tag = entries[address].tag
+        if tag not in DISPOSABLE:
+            found.setdefault("vllm" if tag == WEIGHTS else "vllm-state", []).append(address)
+    return found
+
+
+def _comes_back(tag: str, tags: list[str] | None) -> bool:
+    return tags is None or tag in tags or tag not in DEFERRABLE
