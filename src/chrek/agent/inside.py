@@ -13,7 +13,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from chrek.engine import signalfile
+from chrek.engine import imagefacts, signalfile
 from chrek.engine.container import Container, closing_fd
 from chrek.engine.replay import write_file
 from chrek.errors import CaptureFailed, Reason, Refused
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from chrek.artifact import Marker
     from chrek.runtime.container import Container as RuntimeContainer
 
-_IMAGE_FACTS: Final = "/opt/chrek/image.json"
 _SMALL: Final = 64 << 10
 _FOLLOW: Final = fds.IN_ROOT | fds.NO_MAGICLINKS
+
+build_id = imagefacts.build_id
+"""What `checkpoint-enable` baked into the image, where it did."""
 
 
 def is_file(container: Container, path: str) -> bool:
@@ -63,16 +65,6 @@ def read_file(container: Container, path: str) -> bytes | None:
                     return file.read(_SMALL)
             except OSError:
                 return None
-
-
-def build_id(container: Container) -> str | None:
-    """Return the build id that `checkpoint-enable` baked into the image, where it did."""
-    with suppress(ValueError, AttributeError, TypeError):
-        found = json.loads(read_file(container, _IMAGE_FACTS) or b"null")
-        value = found.get("build_id") if isinstance(found, dict) else None
-        if isinstance(value, str) and len(value) <= 256 and value.isprintable():
-            return value
-    return None
 
 
 def check_store(container: Container, location: str | None, store: str) -> None:

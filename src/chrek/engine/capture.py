@@ -33,7 +33,7 @@ from chrek.criu.process import Criu, CriuFailed, Settings
 from chrek.criu.sessions import adopt_leaderless_sessions
 from chrek.criu.sockets import close_foreign_connections
 from chrek.cuda import handover
-from chrek.engine import facts, freeze, gpu, sidefiles, streams
+from chrek.engine import facts, freeze, gpu, imagefacts, sidefiles, streams
 from chrek.engine.container import Container, ns_pid
 from chrek.engine.estimate import Estimate, estimate
 from chrek.engine.preflight import Subject, refuse
@@ -287,7 +287,7 @@ def _provenance(
         criu=".".join(map(str, found.bundle.version())),
         chrek=chrek.__version__,
         image=request.image,
-        build_id=request.build_id,
+        build_id=request.build_id or imagefacts.build_id(found.subject.container),
         namespace=request.namespace,
         service_account=request.service_account,
         phases={name: round(seconds, 4) for name, seconds in progress.seconds.items()},

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
-from chrek.engine import facts
+from chrek.engine import facts, imagefacts
 from chrek.engine.container import closing_fd
 from chrek.errors import Reason, Refused
 from chrek.system import cgroups, procfs
@@ -65,6 +65,14 @@ def _memory(manifest: Manifest, container: Container) -> str | None:
     if limit is None or needed <= limit:
         return None
     return f"The application had {needed} bytes of memory; the container's limit is {limit}. Set it to {needed} or more."
+
+
+def _image(manifest: Manifest, container: Container) -> str | None:
+    """Compare the build ids that both images say; where one says none the files decide alone."""
+    wanted, here = manifest.provenance.build_id, imagefacts.build_id(container)
+    if wanted is None or here is None or wanted == here:
+        return None
+    return f"The checkpoint was taken of the image with build id {wanted}; this container's has {here}."
 
 
 def _image_files(manifest: Manifest, container: Container) -> str | None:
@@ -125,6 +133,7 @@ CHECKS: tuple[tuple[Reason, Callable[[Manifest, Container], str | None]], ...] =
     (Reason.CPU_MISMATCH, _cpu),
     (Reason.USER_NAMESPACE, _user_namespace),
     (Reason.MEMORY_LIMIT, _memory),
+    (Reason.IMAGE_MISMATCH, _image),
     (Reason.IMAGE_MISMATCH, _image_files),
     (Reason.MOUNT_MISSING, _mounted_files),
 )
