@@ -23,7 +23,7 @@ MORTAL = Path(__file__).with_name("mortal.py")
 class Agent:
     """`chrek agent` for one namespace, or for all; a context manager."""
 
-    def __init__(self, workspace: Workspace, folder: Path, **settings: Any) -> None:
+    def __init__(self, workspace: Workspace, folder: Path, *, kubeconfig: Path | None = None, **settings: Any) -> None:
         self.store = Path(settings.get("store", folder / "store"))
         self.store.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
@@ -34,13 +34,18 @@ class Agent:
         self._config.write_text(
             json.dumps({"store": str(self.store), "port": self.port, "log_format": "text", **settings})
         )
-        self._arguments = ["--config", str(self._config), "--kubeconfig", str(workspace.cluster.kubeconfig)]
+        self._arguments = [
+            "--config",
+            str(self._config),
+            "--kubeconfig",
+            str(kubeconfig or workspace.cluster.kubeconfig),
+        ]
         places = {"NODE_NAME": workspace.cluster.node, "POD_NAMESPACE": workspace.namespace}
         self._environment = {**os.environ, **places}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, until: str = "", alone: bool = False) -> None:
-        """Start, and wait until it is ready; *until* is a step at which it dies, *alone* or not: see `mortal`."""
+    def start(self, *, until: str = "", alone: bool = False, ready: bool = True) -> None:
+        """Start, and wait until it is *ready*; *until* is a step at which it dies, *alone* or not: see `mortal`."""
         program = ["-c", "import chrek.cli; chrek.cli.main()"] if not until else [str(MORTAL), until]
         environment = {**self._environment, "ALONE": ""} if alone else self._environment
         with self._log.open("ab") as log:
@@ -52,7 +57,7 @@ class Agent:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for("agent", 30, lambda: self.get("/readyz")[0] == 200)
+        wait_for("agent", 30, lambda: self.get("/readyz")[0] in ((200,) if ready else (200, 503)))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal, and wait for its end; return its exit status."""

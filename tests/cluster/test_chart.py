@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +15,10 @@ from chrek.kube.api import ApiFailed
 from chrek.kube.leases import lease_name
 from chrek.kube.pods import from_model
 from cluster.kube import ClusterError
-from cluster.kube.layout import CHECKOUT
 from cluster.kube.processes import wait_for
-from cluster.workspace import Manifest, Workspace, kubernetes, pod
+from cluster.rights import CHART, RULES, Rule, render, without
+from cluster.workspace import Manifest, Workspace, pod
 
-CHART = str(CHECKOUT / "deploy" / "helm" / "charts" / "chrek")
 VALUES: dict[str, dict[str, Any]] = {
     "default": {},
     "guide": {"storage": {"pvc": {"size": "100Gi", "storageClass": "your-storage-class"}}},
@@ -51,14 +49,6 @@ VALUES: dict[str, dict[str, Any]] = {
         "updateStrategy": {"maxUnavailable": "10%"},
     },
 }
-
-
-def render(workspace: Workspace, tmp_path: Path, values: dict[str, Any]) -> list[Manifest]:
-    """What helm makes of these values."""
-    file = tmp_path / "values.json"
-    file.write_text(json.dumps(values))
-    text = workspace.cluster.helm("template", "chrek", CHART, "--namespace", workspace.namespace, "--values", str(file))
-    return [document for document in yaml.safe_load_all(text) if document]
 
 
 def one(manifests: list[Manifest], kind: str, name: str = "chrek-agent") -> Manifest:
@@ -147,18 +137,6 @@ def test_install_upgrade_uninstall(workspace: Workspace) -> None:
 
 # --- the least that works ------------------------------------------------------------------------------------------
 
-RULES = [
-    ("pods", "list"),
-    ("pods", "watch"),
-    ("pods", "patch"),
-    ("events", "create"),
-    ("leases", "get"),
-    ("leases", "watch"),
-    ("leases", "create"),
-    ("leases", "update"),
-    ("leases", "delete"),
-]
-
 
 def test_rules_are_all_there_are(workspace: Workspace, tmp_path: Path) -> None:
     """The chart grants exactly the rules that the next test removes one by one, in either scope."""
@@ -177,53 +155,17 @@ def test_rules_are_all_there_are(workspace: Workspace, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def restricted_api(workspace: Workspace, tmp_path: Path) -> Iterator[Callable[[tuple[str, str]], Api]]:
+def restricted_api(workspace: Workspace, tmp_path: Path) -> Iterator[Callable[[Rule], Api]]:
     """Makes connections as the chart's service account with one rule taken away."""
-    manifests = render(workspace, tmp_path, {})
-    workspace.apply(one(manifests, "ServiceAccount"))
     made: list[Api] = []
 
-    def make(removed: tuple[str, str]) -> Api:
-        for role in (each for each in manifests if each["kind"] == "Role"):
-            for rule in role["rules"]:
-                if removed[0] in rule["resources"]:
-                    rule["verbs"] = [verb for verb in rule["verbs"] if verb != removed[1]]
-            role["rules"] = [rule for rule in role["rules"] if rule["verbs"]]
-            workspace.apply(role)
-        for binding in (each for each in manifests if each["kind"] == "RoleBinding"):
-            workspace.apply(binding)
-        for rule in RULES:
-            if rule != removed:
-                wait_for(f"permission {rule}", 10, functools.partial(_may, workspace, *rule))
-        assert not _may(workspace, *removed)
-        configuration = Api.connect(workspace.cluster.kubeconfig).core.api_client.configuration
-        token = workspace.cluster.kubectl("create", "token", "chrek-agent", "--namespace", workspace.namespace)
-        configuration.cert_file = configuration.key_file = None
-        configuration.api_key = {"BearerToken": f"Bearer {token}", "authorization": f"Bearer {token}"}
-        made.append(Api(configuration))
+    def make(removed: Rule) -> Api:
+        made.append(Api.connect(without(workspace, tmp_path, removed)))
         return made[-1]
 
     yield make
     for each in made:
         each.close()
-
-
-def _may(workspace: Workspace, resource: str, verb: str) -> bool:
-    group = "coordination.k8s.io" if resource == "leases" else ""
-    review = kubernetes.client.AuthorizationV1Api(workspace.api).create_subject_access_review(
-        {
-            "spec": {
-                "user": f"system:serviceaccount:{workspace.namespace}:chrek-agent",
-                "resourceAttributes": {
-                    "namespace": workspace.namespace,
-                    "verb": verb,
-                    "group": group,
-                    "resource": resource,
-                },
-            }
-        }
-    )
-    return bool(review.status.allowed)
 
 
 def _watch_once(workspace: Workspace, api: Api) -> None:
@@ -245,7 +187,7 @@ def _watch_once(workspace: Workspace, api: Api) -> None:
     raise ApiFailed(trouble[0], status=403)
 
 
-def _use(workspace: Workspace, api: Api, rule: tuple[str, str]) -> None:
+def _use(workspace: Workspace, api: Api, rule: Rule) -> None:
     """Do what the agent needs the rule for."""
     admin = Api.connect(workspace.cluster.kubeconfig)
     mine = CheckpointLease(api, namespace=workspace.namespace, checkpoint_id="id", holder="node-a", duration=2)
@@ -280,7 +222,7 @@ def _use(workspace: Workspace, api: Api, rule: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=" ".join)
 def test_without_any_one_rule_something_fails(
-    workspace: Workspace, restricted_api: Callable[[tuple[str, str]], Api], rule: tuple[str, str]
+    workspace: Workspace, restricted_api: Callable[[Rule], Api], rule: Rule
 ) -> None:
     """Each rule is needed: what it is for is refused by the API server, which names the verb and the resource."""
     api = restricted_api(rule)

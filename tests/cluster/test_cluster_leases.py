@@ -86,6 +86,30 @@ def test_holder_that_was_overtaken_learns_it(workspace: Workspace, api: Api) -> 
     assert first._read().spec.holder_identity == "node-b"
 
 
+def test_two_agents_of_one_node_share_a_lease(workspace: Workspace, api: Api) -> None:
+    """One that finds the other writing leaves its lease alone; one that goes on after the other keeps it."""
+    first, second = lease(workspace, api, "node-a"), lease(workspace, api, "node-a")
+    with first:
+        busy = Refused(Reason.CAPTURE_IN_PROGRESS, "The first one writes.")
+        with pytest.raises(Refused, match="first one"), second:
+            raise busy
+        assert len(_leases(workspace, api)) == 1
+        second.__enter__()
+    assert len(_leases(workspace, api)) == 1
+    second.check()
+    second.__exit__(None, None, None)
+    assert _leases(workspace, api) == []
+
+
+def test_deleted_lease_is_made_again(workspace: Workspace, api: Api) -> None:
+    """A lease that somebody deletes by hand is no reason to give a capture up."""
+    with lease(workspace, api, "node-a") as held:
+        api.coordination.delete_namespaced_lease(lease_name("Model_1"), workspace.namespace)
+        until(lambda: _leases(workspace, api), "a lease")
+        held.check()
+    assert _leases(workspace, api) == []
+
+
 def test_lease_survives_a_short_absence_of_the_api_server_and_not_a_long_one(workspace: Workspace, api: Api) -> None:
     """Renewals that fail for less than the duration are made up for; longer ones count as lost."""
     with lease(workspace, api, "node-a", "x", duration=30) as held:

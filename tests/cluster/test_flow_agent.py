@@ -81,6 +81,48 @@ def test_less_memory_is_refused_and_starts_cold(place: Place) -> None:
     assert flow.events(place.workspace, "small") == ["RestoreRefused", "StartedCold"]
 
 
+def test_failed_capture_ends_the_wait(place: Place) -> None:
+    """A pod that waits for a checkpoint starts cold, with the capture's own reason, as soon as the capture is refused."""
+    patient = place.restored("patient", "in-vain")
+    wait = {"WAIT_FOR_CHECKPOINT": "true", "RESTORE_WAIT_TIMEOUT": "3000"}
+    patient["spec"]["containers"][0]["env"] += [{"name": name, "value": value} for name, value in wait.items()]
+    place.workspace.apply(patient)
+    place.workspace.wait_pod("patient", lambda pod: pod.status.phase == "Running", what="patient runs")
+    job = flow.job("refused", "in-vain", image=place.image)
+    del job["spec"]["containers"][0]["readinessProbe"]
+    place.workspace.apply(job)
+    place.workspace.ready("patient")
+    assert flow.wait_annotation(place.workspace, "patient", flow.START).startswith("cold/NO_READINESS_PROBE ")
+    assert flow.wait_event(place.workspace, "patient", "RestoreRefused").startswith("NO_READINESS_PROBE: ")
+    again = flow.job("good", "in-vain", image=place.image)
+    place.workspace.apply(again)
+    assert flow.wait_annotation(place.workspace, "good", flow.RESULT).startswith("created ")
+    assert list((place.agent.store / ".failed").iterdir()) == []
+
+
+def test_two_agents_of_one_node(place: Place, tmp_path: Path) -> None:
+    """Side by side, as in a rolling update, they do and tell of each capture and each restore once."""
+    numbers = range(3)
+    with Agent(place.workspace, tmp_path, store=str(place.agent.store)) as other:
+        restored = [each.metric("chrek_restore_operations_total", outcome="restored") for each in (place.agent, other)]
+        for number in numbers:
+            place.workspace.apply(flow.job(f"both-{number}", f"both-{number}", image=place.image))
+            place.workspace.apply(place.restored(f"beside-{number}"))
+        for number in numbers:
+            source, pod = f"both-{number}", f"beside-{number}"
+            assert flow.wait_annotation(place.workspace, source, flow.RESULT).startswith("created ")
+            assert place.workspace.ended(source).status.phase == "Succeeded"
+            assert flow.wait_annotation(place.workspace, pod, flow.START).startswith("restored ")
+        after = [each.metric("chrek_restore_operations_total", outcome="restored") for each in (place.agent, other)]
+        assert sum(after) - sum(restored) == len(numbers)
+    for number in numbers:
+        assert flow.events(place.workspace, f"both-{number}") == ["CheckpointStarted", "CheckpointCreated"]
+        assert flow.events(place.workspace, f"beside-{number}") == ["Restored"]
+        assert place.ask(f"beside-{number}")["token"] == place.token
+        generations = place.agent.store / ".generations" / f"both-{number}"
+        assert [each.name for each in generations.iterdir()] == ["1"]
+
+
 def test_killed_agent_repeats_nothing(place: Place) -> None:
     """An agent that is killed and started again tells no event twice, and captures nothing again."""
     before = flow.events(place.workspace, "source")

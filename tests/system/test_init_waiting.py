@@ -83,6 +83,28 @@ def test_an_agent_may_end_the_wait_for_a_checkpoint(tmp_path: Path) -> None:
             assert init.wait() == 5
 
 
+def _fail(store: Path) -> None:
+    """Leave word that the capture failed, as the agent does."""
+    folder = store / ".failed"
+    folder.mkdir(exist_ok=True)
+    (folder / "new").write_text('{"success": false, "reason": "NO_SPACE", "error": "NO_SPACE: 5 GB are missing."}')
+    (folder / "new").rename(folder / "abc")
+
+
+@pytest.mark.parametrize(("wish", "code"), [("cold", 5), ("fail", 171)])
+def test_a_failed_capture_ends_the_wait(tmp_path: Path, wish: str, code: int) -> None:
+    """WAIT_FOR_CHECKPOINT ends with the capture's own reason when it fails meanwhile; what failed before says nothing."""
+    _fail(tmp_path)
+    os.utime(tmp_path / ".failed" / "abc", (1000, 1000))
+    env = pod(tmp_path, WAIT_FOR_CHECKPOINT="true", CHREK_ON_RESTORE_FAILURE=wish)
+    with Contained(COLD, env=env) as init:
+        assert waiting(init).deadline == 300
+        _fail(tmp_path)
+        assert init.wait() == code
+        assert "not restored: NO_SPACE: " in init.stderr()
+        assert "5 GB are missing" in init.stderr()
+
+
 def test_without_privileges_it_says_so(tmp_path: Path) -> None:
     """A PID 1 that sees the checkpoint and may not restore it waits for an agent, and names the cure."""
     put(tmp_path)

@@ -23,13 +23,14 @@ from chrek.artifact import FORMAT_VERSION
 from chrek.engine import signalfile
 from chrek.engine.container import Container
 from chrek.errors import CaptureFailed, ChrekError, Reason, Refused, UsageError
-from chrek.kube import ApiFailed, CheckpointLease, EventReason, annotate, names, selection
-from chrek.store import Store, open_checkpoint
+from chrek.kube import ApiFailed, CheckpointLease, EventReason, names, selection
+from chrek.store import Store, failures, open_checkpoint
+from chrek.store.locks import is_locked
 from chrek.system import initstate, procfs
 
 if TYPE_CHECKING:
     from chrek.agent.tracing import Span
-    from chrek.artifact import Checkpoint, Manifest
+    from chrek.artifact import Checkpoint, Manifest, Marker
     from chrek.kube import Pod, PodContainer
     from chrek.kube.selection import Choice
     from chrek.runtime.container import Container as RuntimeContainer
@@ -188,6 +189,9 @@ class Captures:
         self._node.metrics.under_way("checkpoint", 1)
         try:
             with self._lease(case) as lease, self._node.tracer.span("capture", case.context) as span:
+                # Whoever had the lease until now may have made it.
+                if self._exists(case):
+                    return None
                 self._announce(case)
                 outcome = work.run(
                     self._request(case, allow, chosen),
@@ -203,7 +207,8 @@ class Captures:
                 self._failed(case, error)
             return again
         except Refused as error:
-            if error.reason is not Reason.CAPTURE_IN_PROGRESS:
+            # What another agent of this node holds still looks in many ways like what cannot be captured.
+            if error.reason is not Reason.CAPTURE_IN_PROGRESS and not _is_being_written(case):
                 raise
             log.info(error.message, **case.context)
             return LATER
@@ -225,7 +230,13 @@ class Captures:
         config = self._node.config
         wide = config.scope == "cluster"
         name = f"{case.pod.namespace}/{case.choice.checkpoint_id}" if wide else case.choice.checkpoint_id
-        return CheckpointLease(self._node.api, namespace=config.namespace, checkpoint_id=name, holder=config.node)
+        return CheckpointLease(
+            self._node.api,
+            namespace=config.namespace,
+            checkpoint_id=name,
+            holder=config.node,
+            on_trouble=lambda error: self._node.trouble(error, **case.context),
+        )
 
     def _request(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> dict[str, object]:
         return {
@@ -263,10 +274,12 @@ class Captures:
         log.info("capture begins", **case.context)
         with suppress(ApiFailed):
             message = f"Checkpoint {case.choice.checkpoint_id} of container {case.choice.container} begins."
-            self._node.tell(case.pod, EventReason.CHECKPOINT_STARTED, message, case.runtime)
+            self._node.tell(case.pod, EventReason.CHECKPOINT_STARTED, message, case.runtime.id)
 
     def _created(self, case: _Case, manifest: Manifest) -> None:
         self._signal(case, None)
+        with suppress(ChrekError), Store.open(case.store) as store:
+            failures.forget(store, case.choice.checkpoint_id)
         self._tell(case.pod, case.runtime.id, unsaid.created(case.choice.checkpoint_id, manifest))
 
     def _skipped(self, case: _Case, found: Checkpoint) -> None:
@@ -281,7 +294,7 @@ class Captures:
         self._signal(case, error)
         log.warning(str(error), reason=error.reason.code, **case.context)
         kind = EventReason.CHECKPOINT_REFUSED if refused else EventReason.CHECKPOINT_FAILED
-        self._node.events.post_error(case.pod, kind, error, container_id=case.runtime.id)
+        self._node.tell(case.pod, kind, error, case.runtime.id)
         self._note(case.pod, case.runtime.id, f"{'refused' if refused else 'failed'}/{error.reason.code}")
         self._node.metrics.ended("checkpoint", "refused" if refused else "failed", error.reason.code)
 
@@ -298,6 +311,8 @@ class Captures:
     def _signal(self, case: _Case, error: ChrekError | None) -> None:
         """Write the signal file; an application that cannot be told is one more thing to be said."""
         marker = signalfile.marker(case.choice.checkpoint_id, path=case.location, error=error, extra=case.extra)
+        if error is not None:
+            _leave_word(case, marker)
         try:
             inside.write_signal(case.container, marker, signals=self._node.config.signals, runtime=case.runtime)
         except ChrekError as failure:
@@ -305,24 +320,17 @@ class Captures:
             if failure.reason is Reason.APP_NOT_FOUND:
                 return  # it has ended meanwhile: nobody is left who waits
             with suppress(ApiFailed):
-                self._node.events.post_error(
-                    case.pod, EventReason.CHECKPOINT_FAILED, failure, container_id=case.runtime.id
-                )
+                self._node.tell(case.pod, EventReason.CHECKPOINT_FAILED, failure, case.runtime.id)
 
     def _tell(self, pod: Pod, container: str, verdict: unsaid.Verdict) -> None:
         """Say what came of a capture: log, event, annotation, metric."""
         log.info(verdict.message, pod=str(pod), container=container[:12], reason=verdict.reason)
-        self._node.events.post(pod, verdict.kind, verdict.message, container_id=container)
+        self._node.tell(pod, verdict.kind, verdict.message, container)
         self._note(pod, container, verdict.result)
         self._node.metrics.ended("checkpoint", verdict.outcome, verdict.reason)
 
     def _note(self, pod: Pod, container: str, result: str) -> None:
-        value = f"{result} container={container[:12]}"
-        try:
-            annotate(self._node.api, pod, {names.RESULT_ANNOTATION: value})
-        except ApiFailed as error:
-            if error.status not in (404, 422):  # the pod is gone: nobody is left to be told
-                raise
+        self._node.annotate(pod, {names.RESULT_ANNOTATION: f"{result} container={container[:12]}"})
         self._concluded.add(container)
 
 
@@ -344,6 +352,24 @@ def _is_ready(case: _Case) -> bool:
         return True
     path = case.runtime.environment.get(names.READY_VARIABLE)
     return not path or inside.is_file(case.container, path)
+
+
+def _leave_word(case: _Case, failure: Marker) -> None:
+    """End the wait of those who wait for this checkpoint; a store that takes no word of it costs only their patience."""
+    try:
+        with Store.open(case.store, create=True) as store:
+            failures.note(store, failure)
+    except (ChrekError, OSError) as error:
+        log.debug(str(error), **case.context)
+
+
+def _is_being_written(case: _Case) -> bool:
+    """Whether some process of this node is writing the checkpoint just now."""
+    try:
+        with Store.open(case.store) as store:
+            return is_locked(store, case.choice.checkpoint_id)
+    except (ChrekError, OSError):
+        return False
 
 
 def image_of(runtime: RuntimeContainer) -> str:

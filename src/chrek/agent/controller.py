@@ -13,6 +13,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from chrek.agent import log
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 LOOKS: Final = 32
 """Looks at a time; captures have a limit of their own, below this."""
 AGAIN: Final = 3.0
-"""Seconds after a look that failed."""
+"""Seconds after a look that failed; twice as long after each further one, up to `RARELY`."""
+RARELY: Final = 60.0
 STUCK: Final = 60.0
 
 
@@ -47,6 +49,7 @@ class Controller:
         self._busy: set[str] = set()
         self._missed: set[str] = set()
         self._unclear: set[str] = set()
+        self._failures: Counter[str] = Counter()
         self._beat = time.monotonic()
         self._stopping = False
         self._pool = concurrent.futures.ThreadPoolExecutor(LOOKS, thread_name_prefix="look")
@@ -114,6 +117,7 @@ class Controller:
         self.restores.forget(pod)
         self._pods.pop(pod.uid, None)
         self._unclear.discard(pod.uid)
+        self._failures.pop(pod.uid, None)
 
     def _begin(self, uid: str) -> None:
         pod = self._pods.get(uid)
@@ -136,12 +140,15 @@ class Controller:
     # --- the pool ---------------------------------------------------------------------------------------------
 
     def _look_safely(self, pod: Pod) -> None:
-        again: float | None = AGAIN
+        again: float | None = min(AGAIN * 2 ** self._failures[pod.uid], RARELY)
         try:
             again = self._look(pod)
+            self._failures.pop(pod.uid, None)
         except ChrekError as error:
-            log.warning(str(error), pod=str(pod), reason=error.reason.code)
+            self._failures[pod.uid] += 1
+            self._node.trouble(error, pod=str(pod))
         except Exception:  # noqa: BLE001 - one pod's trouble is not the others'
+            self._failures[pod.uid] += 1
             log.LOGGER.exception("a look failed", extra={"pod": str(pod)})
         finally:
             self._news.put(("looked", (pod.uid, again)))
@@ -162,7 +169,7 @@ class Controller:
                 self._unclear.add(pod.uid)
                 kind = EventReason.CHECKPOINT_REFUSED if Wish.CAPTURE in wishes else EventReason.RESTORE_REFUSED
                 log.warning(str(error), pod=str(pod), reason=error.reason.code)
-                self._node.events.post_error(pod, kind, error)
+                self._node.tell(pod, kind, error)
             return None
         dues = []
         if wishes & {Wish.RESTORE, Wish.REPORT}:

@@ -41,13 +41,19 @@ def run(config: Config, *, kubeconfig: Path | None = None, started: Callable[[in
     metrics = Metrics()
     node = Node(config, api, Events(api, component=COMPONENT, node=config.node), metrics)
     controller = Controller(node)
+
+    def troubled(sentence: str) -> None:
+        log.warning(sentence)
+        if watch.failed is not None:
+            metrics.api_failed(watch.failed.status)
+
     watch = PodWatch(
         api,
         node=config.node,
         namespace=config.namespace if config.scope == "namespace" else None,
         on_pod=controller.pod,
         on_gone=controller.gone,
-        on_trouble=log.warning,
+        on_trouble=troubled,
     )
     with ExitStack() as stack:
         stack.callback(api.close)
@@ -80,7 +86,9 @@ def _drive_back() -> None:
 def _ready(node: Node, watch: PodWatch) -> Callable[[], str | None]:
     def check() -> str | None:
         if not watch.wait_until_synced(0):
-            return "the node's pods are not known yet"
+            return f"the node's pods are not known yet{f': {watch.failed}' if watch.failed else ''}"
+        if watch.failed is not None and watch.failed.denied:
+            return f"the node's pods cannot be followed: {watch.failed}"
         if not os.access(node.config.store, os.R_OK | os.W_OK | os.X_OK):
             return f"the store {node.config.store} cannot be written"
         try:

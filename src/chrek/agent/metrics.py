@@ -63,6 +63,9 @@ class Metrics:
             ["version", "criu", "driver", "runtime", "kernel"],
             registry=self.registry,
         )
+        self._api_failures = self._counter(
+            "chrek_api_failures", "Requests to the Kubernetes API that were refused or not answered.", ("status",)
+        )
         for name in ("checkpoint", "restore"):
             self._progress.labels(name).set(0)
 
@@ -96,6 +99,10 @@ class Metrics:
     def under_way(self, operation: str, change: int) -> None:
         """Note that an operation began (1) or ended (-1)."""
         self._progress.labels(operation).inc(change)
+
+    def api_failed(self, status: int | None) -> None:
+        """Count a request to the API that failed with this status, None: nobody answered."""
+        self._api_failures.labels(str(status or "none")).inc()
 
     def queue(self, length: Callable[[], int]) -> None:
         """Say how the length of the queue is asked for."""

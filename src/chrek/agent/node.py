@@ -6,16 +6,19 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chrek.agent import log
 from chrek.agent.tracing import Tracer
 from chrek.errors import Reason, Refused
-from chrek.kube import names
+from chrek.kube import ApiFailed, annotate, names
 from chrek.runtime import Runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chrek.agent.config import Config
     from chrek.agent.metrics import Metrics
+    from chrek.errors import ChrekError
     from chrek.kube import Api, EventReason, Events, Pod
-    from chrek.runtime.container import Container as RuntimeContainer
 
 NEVER_ALLOWED: Final = frozenset(
     {
@@ -63,13 +66,41 @@ class Node:
                 self._runtime.close()
             self._runtime = None
 
-    def tell(self, pod: Pod, reason: EventReason, message: str, container: RuntimeContainer | None) -> None:
-        """Post an event about a container of a pod.
+    def trouble(self, error: ChrekError, **context: object) -> None:
+        """Say what went wrong here, and count it where it was the API."""
+        log.warning(str(error), reason=error.reason.code, **context)
+        if isinstance(error, ApiFailed):
+            self.metrics.api_failed(error.status)
+
+    def tell(self, pod: Pod, reason: EventReason, words: str | ChrekError, container_id: str = "") -> None:
+        """Post an event about a container of a pod. One that is forbidden is said here: the work goes on without it.
 
         Raises:
-            ApiFailed: the API server refused or did not answer.
+            ApiFailed: the API server did not answer, or has other trouble: say it again later.
         """
-        self.events.post(pod, reason, message, container_id=container.id if container else "")
+        try:
+            if isinstance(words, str):
+                self.events.post(pod, reason, words, container_id=container_id)
+            else:
+                self.events.post_error(pod, reason, words, container_id=container_id)
+        except ApiFailed as error:
+            if not error.denied:
+                raise
+            self.trouble(error, pod=str(pod))
+
+    def annotate(self, pod: Pod, annotations: Mapping[str, str | None]) -> None:
+        """Set annotations of a pod, unless it is gone. Where that is forbidden it is said here, once for each start.
+
+        Raises:
+            ApiFailed: as `tell`.
+        """
+        try:
+            annotate(self.api, pod, annotations)
+        except ApiFailed as error:
+            if error.denied:
+                self.trouble(error, pod=str(pod))
+            elif error.status not in (404, 422):
+                raise
 
 
 def allowed(pod: Pod) -> frozenset[Reason]:

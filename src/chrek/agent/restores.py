@@ -20,9 +20,9 @@ from chrek.agent import log, work
 from chrek.agent.captures import image_of
 from chrek.agent.node import NEVER_ALLOWED, Node, allowed, require_supported
 from chrek.errors import ChrekError, Reason, Refused, UsageError
-from chrek.kube import ApiFailed, EventReason, annotate, names, selection
+from chrek.kube import ApiFailed, EventReason, names, selection
 from chrek.kube.selection import Wish
-from chrek.store import Store, open_checkpoint
+from chrek.store import Store, failures, open_checkpoint
 from chrek.system import initstate
 
 if TYPE_CHECKING:
@@ -136,9 +136,11 @@ class Restores:
         except ChrekError as error:
             if isinstance(error, ApiFailed):
                 raise
-            if error.reason is Reason.NOT_FOUND and _waits(runtime):
-                return LATER
             refusal = error
+            if error.reason is Reason.NOT_FOUND and _waits(runtime):
+                refusal = _failure_of_the_capture(path, checkpoint_id, runtime)
+                if refusal is None:
+                    return LATER
         request = {
             "verb": "restore",
             "pid1": runtime.pid,
@@ -197,7 +199,7 @@ class Restores:
         self._told.add(runtime.id)
         if error.reason is not Reason.NOT_FOUND:
             with suppress(ApiFailed):
-                self._node.events.post_error(pod, kind, error, container_id=runtime.id)
+                self._node.tell(pod, kind, error, runtime.id)
 
     def _find(self, pod: Pod, runtime: RuntimeContainer, checkpoint_id: str, allow: frozenset[Reason]) -> str:
         """Return the store that has the checkpoint; look at whose it is, and of which image. The rest is the engine's.
@@ -255,20 +257,16 @@ class Restores:
         if pod.annotations.get(names.START_ANNOTATION) == start.value or runtime.id in self._reported:
             return
         if start.mode == "restored":
-            self._node.tell(pod, EventReason.RESTORED, start.restored_words(runtime.name), runtime)
+            self._node.tell(pod, EventReason.RESTORED, start.restored_words(runtime.name), runtime.id)
         else:
-            self._node.tell(pod, EventReason.STARTED_COLD, start.cold_words(runtime.name), runtime)
+            self._node.tell(pod, EventReason.STARTED_COLD, start.cold_words(runtime.name), runtime.id)
             if start.failed and runtime.id not in self._told:
                 reason = Reason[start.reason]
                 words = f"{reason.code}: {reason.summary} {reason.cure}"
-                self._node.tell(pod, EventReason.RESTORE_FAILED, words, runtime)
+                self._node.tell(pod, EventReason.RESTORE_FAILED, words, runtime.id)
         streak = self._streaks.get(runtime.id, 0)
         counter = str(streak) if streak else None
-        try:
-            annotate(self._node.api, pod, {names.START_ANNOTATION: start.value, names.GIVEN_UP_ANNOTATION: counter})
-        except ApiFailed as error:
-            if error.status not in (404, 422):  # the pod is gone
-                raise
+        self._node.annotate(pod, {names.START_ANNOTATION: start.value, names.GIVEN_UP_ANNOTATION: counter})
         with self._lock:
             self._reported.add(runtime.id)
         self._node.metrics.started(start.mode, start.reason)
@@ -283,12 +281,22 @@ class Restores:
             self._told.add(runtime.id)
             refused = Refused(Reason.APP_IS_PID1, error.message)
             log.warning(str(refused), reason=refused.reason.code, pod=str(pod), container=runtime.id[:12])
-            self._node.events.post_error(pod, EventReason.RESTORE_REFUSED, refused, container_id=runtime.id)
+            self._node.tell(pod, EventReason.RESTORE_REFUSED, refused, runtime.id)
         return None
 
 
 def _waits(runtime: RuntimeContainer) -> bool:
     return runtime.environment.get(names.WAIT_VARIABLE, "").lower() in {"1", "true", "yes", "on"}
+
+
+def _failure_of_the_capture(path: str, checkpoint_id: str, runtime: RuntimeContainer) -> Refused | None:
+    """Return why a container waits in vain: its checkpoint's capture failed after its own start."""
+    with suppress(ChrekError), Store.open(path) as store:
+        found = failures.find(store, checkpoint_id, since=runtime.started_at / 1e9)
+        if found is not None:
+            reason = Reason.__members__.get(str(found.extra.get("reason")), Reason.NOT_FOUND)
+            return Refused(reason, f"The capture that this container waits for failed: {found.error}")
+    return None
 
 
 def _allowed_by_environment(runtime: RuntimeContainer) -> frozenset[Reason]:

@@ -45,14 +45,15 @@ def verdict(path: str) -> tuple[ExitCode, str] | None:
 
     A signal file that is missing or cannot be read says nothing.
     """
-    fields = _signal_file(path)
+    fields = signal_file(path)
     if fields.get("success") is not False:
         return None
     code = ExitCode.REFUSED if fields.get("refused") is True else ExitCode.CAPTURE_FAILED
     return code, str(fields.get("error") or "the signal file gives no error")
 
 
-def _signal_file(path: str) -> dict[str, object]:
+def signal_file(path: str) -> dict[str, object]:
+    """Return what a signal file says, empty when it is missing, cannot be read or is none."""
     import json  # noqa: PLC0415 - only now: 1.3 MB that a running application need not pay for
 
     try:

@@ -12,6 +12,7 @@ import select
 import sys
 import time
 
+from chrek.entrypoint.checkpointing import signal_file
 from chrek.entrypoint.clearing import kill_all, undo_files
 from chrek.entrypoint.environment import OnFailure
 from chrek.entrypoint.handover import Ended, Failed, Handover, Restored
@@ -78,9 +79,11 @@ def _attempt(container: Container, handover: Handover) -> Restored | Failed | En
     if not _there(container):
         if settings.wait_for_checkpoint:
             late = (Reason.NOT_FOUND, f"No checkpoint {settings.checkpoint_id} in {settings.wait_timeout:g} s.")
-            waited = handover.wait(settings.wait_timeout, late, until=lambda: _there(container))
+            waited = handover.wait(settings.wait_timeout, late, until=lambda: _there(container) or _in_vain(container))
             if waited is not None:
                 return waited
+            if not _there(container):
+                return _failed_capture(container)
         elif _is_mounted(settings.store):
             message = f"There is no {settings.checkpoint_dir}/checkpoint.done."
             return Failed(reason=Reason.NOT_FOUND, message=message, touched=False)
@@ -160,6 +163,26 @@ def may_restore(capabilities: int) -> bool:
 
 def _there(container: Container) -> bool:
     return os.path.isfile(f"{container.settings.checkpoint_dir}/checkpoint.done")
+
+
+def _failure_file(container: Container) -> str:
+    """Return where the store says that the last capture of this id failed (``docs/format.md``)."""
+    return f"{container.settings.store.rstrip('/')}/.failed/{container.settings.checkpoint_id}"
+
+
+def _in_vain(container: Container) -> bool:
+    """Return whether the capture of what is waited for has failed since this container's start."""
+    try:
+        return os.lstat(_failure_file(container)).st_mtime > time.time() - age()
+    except OSError:
+        return False
+
+
+def _failed_capture(container: Container) -> Failed:
+    fields = signal_file(_failure_file(container))
+    reason = Reason.__members__.get(str(fields.get("reason")), Reason.NOT_FOUND)
+    message = f"The capture that this container waits for failed: {fields.get('error') or 'no reason was given'}"
+    return Failed(reason=reason, message=message, touched=False)
 
 
 def _is_mounted(store: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +24,11 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT: Final = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer; watches have their own."""
 
+FORBIDDEN: Final = 403
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
+
+_DENIED: Final = re.compile(r'cannot ([a-z]+) resource "([^"]+)"')
 
 
 class ApiFailed(ChrekError):
@@ -37,6 +41,11 @@ class ApiFailed(ChrekError):
     def __init__(self, message: str, *, status: int | None, cure: str | None = None) -> None:
         super().__init__(Reason.API_FAILED, message, cure=cure)
         self.status = status
+
+    @property
+    def denied(self) -> bool:
+        """Whether it will be refused again until somebody changes the agent's rights."""
+        return self.status == FORBIDDEN
 
 
 class Api:
@@ -102,8 +111,17 @@ def calling(what: str) -> Iterator[None]:
 def failure(what: str, error: Exception) -> ApiFailed:
     """Return the client's exception as one of ours; *what* as for `calling`."""
     if isinstance(error, _client.exceptions.ApiException):
-        return ApiFailed(f"Cannot {what}: {_words(error)}", status=error.status or None)
+        words = _words(error)
+        return ApiFailed(f"Cannot {what}: {words}", status=error.status or None, cure=_cure(error.status, words))
     return ApiFailed(f"Cannot {what}: the API server does not answer: {error}", status=None)
+
+
+def _cure(status: int, words: str) -> str | None:
+    """Return what to grant, None when it is not about rights."""
+    found = _DENIED.search(words)
+    if status != FORBIDDEN or found is None:
+        return None
+    return f"Grant the agent's service account {found[1]} of {found[2]}: the chart's role has it (rbac.create)."
 
 
 def _words(error: Any) -> str:  # noqa: ANN401 - the client's exception

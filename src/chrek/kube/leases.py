@@ -48,15 +48,28 @@ class CheckpointLease:
         checkpoint_id: the id.
         holder: who we are, the same after a restart: the node's name.
         duration: seconds; all holders of a store use the same.
+        on_trouble: called with what goes wrong in the background: a renewal, the giving back.
     """
 
-    def __init__(self, api: Api, *, namespace: str, checkpoint_id: str, holder: str, duration: int = DURATION) -> None:
+    def __init__(
+        self,
+        api: Api,
+        *,
+        namespace: str,
+        checkpoint_id: str,
+        holder: str,
+        duration: int = DURATION,
+        on_trouble: Callable[[ApiFailed], None] = lambda _: None,
+    ) -> None:
         self._api = api
         self._namespace = namespace
         self._id = checkpoint_id
         self._name = lease_name(checkpoint_id)
         self._holder = holder
         self._duration = duration
+        self._on_trouble = on_trouble
+        self._why = f"Another node took over writing checkpoint {checkpoint_id}."
+        self._version = ""
         self._lost = threading.Event()
         self._stop = threading.Event()
         self._renewer: threading.Thread | None = None
@@ -79,13 +92,19 @@ class CheckpointLease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lease back; where that fails it simply runs out."""
+        """Give the lease back; where that fails it simply runs out.
+
+        Not when it turned out that another agent of this node writes: the lease is its, too.
+        """
         self._stop.set()
         if self._renewer is not None:
             self._renewer.join()
-        if not self._lost.is_set():
-            with contextlib.suppress(ApiFailed):
+        shared = isinstance(error, Refused) and error.reason is Reason.CAPTURE_IN_PROGRESS
+        if not self._lost.is_set() and not shared:
+            try:
                 self._delete_ours()
+            except ApiFailed as failure:
+                self._on_trouble(failure)
 
     def check(self) -> None:
         """Look whether the lease is still ours: before anything is published.
@@ -94,7 +113,7 @@ class CheckpointLease:
             CaptureFailed: LEASE_LOST.
         """
         if self._lost.is_set():
-            raise CaptureFailed(Reason.LEASE_LOST, f"Another node took over writing checkpoint {self._id}.")
+            raise CaptureFailed(Reason.LEASE_LOST, self._why)
 
     def _try_to_take(self) -> bool:
         """Take the lease if nobody holds it, else wait for news; False to look again."""
@@ -136,14 +155,21 @@ class CheckpointLease:
         while not self._stop.wait(self._duration / 3):
             try:
                 found = self._read()
-                if found is None or found.spec.holder_identity != self._holder:
+                if found is None and time.monotonic() - renewed < self._duration:
+                    # Somebody deleted it. Nobody else can have had it and be done: it had not run out.
+                    self._create()
+                elif found is None or found.spec.holder_identity != self._holder:
                     self._lost.set()
                     return
-                self._replace(found)
+                else:
+                    self._replace(found)
                 renewed = time.monotonic()
-            except ApiFailed:
-                # A conflict too: the next round reads who won.
+            except ApiFailed as failure:
+                if failure.status == CONFLICT:
+                    continue  # the next round reads who won
+                self._on_trouble(failure)
                 if time.monotonic() - renewed > self._duration:
+                    self._why = f"The lease of checkpoint {self._id} could not be renewed: {failure.message}"
                     self._lost.set()
                     return
 
@@ -164,7 +190,7 @@ class CheckpointLease:
             "spec": self._spec(),
         }
         with calling(f"create lease {self._name}"):
-            self._api.coordination.create_namespaced_lease(self._namespace, body, _request_timeout=TIMEOUT)
+            self._wrote(self._api.coordination.create_namespaced_lease(self._namespace, body, _request_timeout=TIMEOUT))
 
     def _replace(self, found: Any) -> None:  # noqa: ANN401 - the client's V1Lease
         body = {
@@ -176,11 +202,19 @@ class CheckpointLease:
             "spec": self._spec(),
         }
         with calling(f"renew lease {self._name}"):
-            self._api.coordination.replace_namespaced_lease(self._name, self._namespace, body, _request_timeout=TIMEOUT)
+            self._wrote(
+                self._api.coordination.replace_namespaced_lease(
+                    self._name, self._namespace, body, _request_timeout=TIMEOUT
+                )
+            )
+
+    def _wrote(self, lease: Any) -> None:  # noqa: ANN401 - the client's V1Lease
+        self._version = lease.metadata.resource_version
 
     def _delete_ours(self) -> None:
+        """Delete what this object wrote last; another agent of this node may have gone on with it since."""
         found = self._read()
-        if found is None or found.spec.holder_identity != self._holder:
+        if found is None or found.metadata.resource_version != self._version:
             return
         only_this = {"preconditions": {"uid": found.metadata.uid, "resourceVersion": found.metadata.resource_version}}
         with calling(f"delete lease {self._name}"):

@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from chrek.kube.api import TIMEOUT, Api, failure
+from chrek.kube.api import TIMEOUT, Api, ApiFailed, failure
 from chrek.kube.pods import Pod, from_model
 
 _informer: Any = importlib.import_module("kubernetes.informer")
@@ -49,6 +49,9 @@ class PodWatch:
             put the pod into a queue.
         on_gone: called with the last known state of a pod that was deleted.
         on_trouble: called with a sentence when the API server cannot be asked; once for each attempt.
+
+    Attributes:
+        failed: why the last request did not work, None when it did.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class PodWatch:
         self._stopping = threading.Event()
         self._synced = threading.Event()
         self._failures = 0
+        self.failed: ApiFailed | None = None
         self._answer: Any = None
         self._informer = _informer.SharedInformer(
             self._spaced_list(), namespace=namespace, field_selector=f"spec.nodeName={node}"
@@ -110,6 +114,7 @@ class PodWatch:
                 self._pause(error)
                 raise
             self._failures = 0
+            self.failed = None
             if options.get("watch"):
                 self._answer = answer
                 if self._stopping.is_set():
@@ -140,5 +145,6 @@ class PodWatch:
         pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._failures = min(self._failures + 1, 16)
         with contextlib.suppress(Exception):
-            self._on_trouble(f"{failure('follow pods', error).message}; next attempt in {pause:.1f} s")
+            self.failed = failure("follow pods", error)
+            self._on_trouble(f"{self.failed}; next attempt in {pause:.1f} s")
         self._stopping.wait(pause)

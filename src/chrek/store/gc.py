@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from chrek.artifact import tree
 from chrek.errors import ChrekError, Refused
-from chrek.store import layout, pins, trash
+from chrek.store import failures, layout, pins, trash
 from chrek.store.delete import delete_locked, tidy
 from chrek.store.listing import list_checkpoints
 from chrek.store.locks import IdLock, Purpose, is_locked
@@ -118,6 +118,7 @@ def collect(store: Store, todo: Plan, *, in_use: Collection[str] = ()) -> tuple[
     """Carry out a plan; one item that cannot be done does not stop the others."""
     outcomes = [Outcome(action=action, skipped=_perform(store, action, in_use)) for action in todo.actions]
     _remove_unused_locks(store)
+    failures.remove_old(store)
     return tuple(outcomes)
 
 

@@ -31,8 +31,9 @@ STAGING: Final = ".staging"
 LOCKS: Final = ".locks"
 TRASH: Final = ".trash"
 PINS: Final = ".pins"
+FAILED: Final = ".failed"
 
-PRIVATE: Final = (GENERATIONS, LINKS, STAGING, LOCKS, TRASH, PINS)
+PRIVATE: Final = (GENERATIONS, LINKS, STAGING, LOCKS, TRASH, PINS, FAILED)
 
 _TARGET = re.compile(r"\.generations/([^/]+)/([1-9][0-9]{0,8})", re.ASCII)
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
