@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import chrek
 from chrek.errors import Reason
 from cluster.builder import CONTEXT, Builder
 from cluster.kube import Cluster
@@ -148,30 +154,109 @@ def test_enabled_image_is_not_enabled_twice(builder: Builder) -> None:
     assert "give its base image" in again.output
 
 
-def test_bundle_is_small_and_carries_its_licences(builder: Builder) -> None:
-    """Under 60 MB in all, with CRIU's and Python's copyright."""
-    done = builder.build("--target", "bundle", "--tag", "localhost/chrek-bundle:1")
-    assert done.status == 0, done.output
-    container = builder.run("from", "--pull-never", "localhost/chrek-bundle:1").strip()
+@contextlib.contextmanager
+def opened(builder: Builder, image: str) -> Iterator[Path]:
+    """The files of an image."""
+    container = builder.run("from", "--pull-never", image).strip()
     try:
-        home = Path(builder.run("mount", container).strip()) / "opt" / "chrek"
-        files = [path for path in home.rglob("*") if path.is_file() and not path.is_symlink()]
-        assert sum(path.stat().st_size for path in files) < 60 * MEGABYTE
-        assert {"criu", "libc6", "busybox-static"} <= {path.name for path in (home / "licenses").iterdir()}
-        assert not [path for path in files if path.stat().st_mode & 0o022]
+        yield Path(builder.run("mount", container).strip())
     finally:
         builder.run("rm", container)
 
 
+def materials(home: Path) -> dict[str, set[tuple[str, str]]]:
+    """The names and versions of a bill of materials, by the kind of package; what all of them must have is checked."""
+    document = json.loads((home / "sbom.spdx.json").read_text())
+    assert document["spdxVersion"] == "SPDX-2.3"
+    (described,) = [each for each in document["relationships"] if each["relationshipType"] == "DESCRIBES"]
+    contained = [
+        each["relatedSpdxElement"] for each in document["relationships"] if each["relationshipType"] == "CONTAINS"
+    ]
+    assert sorted([described["relatedSpdxElement"], *contained]) == sorted(e["SPDXID"] for e in document["packages"])
+    found: dict[str, set[tuple[str, str]]] = {}
+    for each in document["packages"]:
+        kind = re.match(r"pkg:(\w+)/", each["externalRefs"][0]["referenceLocator"])
+        assert kind, each
+        found.setdefault(kind[1], set()).add((each["name"], each["versionInfo"]))
+    return found
+
+
+def test_bundle_is_small_and_says_what_is_in_it(builder: Builder) -> None:
+    """Under 60 MB in all; every package is named with its version, and its licence's notice is there."""
+    done = builder.build("--target", "bundle", "--tag", "localhost/chrek-bundle:1")
+    assert done.status == 0, done.output
+    with opened(builder, "localhost/chrek-bundle:1") as root:
+        home = root / "opt/chrek"
+        files = [path for path in home.rglob("*") if path.is_file() and not path.is_symlink()]
+        assert sum(path.stat().st_size for path in files) < 60 * MEGABYTE
+        assert not [path for path in files if path.stat().st_mode & 0o022]
+        named = materials(home)
+        assert named["generic"] == {("chrek", chrek.__version__)}
+        criu = json.loads((home / "criu/bundle.json").read_text())["packages"]
+        assert set(criu.items()) <= named["deb"]
+        packages = {name for name, _ in named["deb"]}
+        minor = f"python{next(home.glob('lib/python3.*')).name.removeprefix('python')}"
+        assert {"busybox-static", "libc6", "libssl3t64", f"{minor}-minimal", f"lib{minor}-stdlib"} <= packages
+        notices = {path.name for path in (home / "licenses").iterdir()}
+        assert notices == packages | {"README", "chrek", "common-licenses"}
+        gpl = (home / "licenses/common-licenses/GPL-2").read_text().split()
+        assert gpl[:6] == ["GNU", "GENERAL", "PUBLIC", "LICENSE", "Version", "2,"]
+        assert "GPL-2" in (home / "licenses/criu").read_text()
+
+
+def build_agent(builder: Builder) -> str:
+    """The agent's image."""
+    image = "localhost/chrek-agent:test"
+    facts = ("--build-arg", "VERSION=1.2.3", "--build-arg", "REVISION=abc")
+    done = builder.build("--target", "agent", *facts, "--tag", image)
+    assert done.status == 0, done.output
+    return image
+
+
+def test_agent_says_what_is_in_it(builder: Builder) -> None:
+    """Beside the bundle's, every Python package and every library of the agent is named, and has its notice."""
+    with opened(builder, build_agent(builder)) as root:
+        home = root / "opt/chrek"
+        named = materials(home)
+        installed = importlib.metadata.distributions(path=[str(home / "lib/site-packages")])
+        assert named["pypi"] == {(each.metadata["Name"], each.version) for each in installed}
+        assert {"kubernetes", "grpcio"} <= {name for name, _ in named["pypi"]}
+        packages = {name for name, _ in named["deb"]}
+        assert {"criu", "libstdc++6"} <= packages
+        notices = {path.name for path in (home / "licenses").iterdir()}
+        assert notices == packages | {"README", "chrek", "common-licenses"}
+
+
+def test_labels_of_an_enabled_image(builder: Builder, tmp_path: Path) -> None:
+    """What the base image says of itself stays; what it does not say is filled in."""
+    about = "org.opencontainers.image"
+    silent = derive(builder, tmp_path, "silent", 'CMD ["echo"]')
+    assert builder.checkpoint_enable(silent, f"{silent}-checkpoint").status == 0
+    labels = builder.config(f"{silent}-checkpoint")["Labels"]
+    assert labels[f"{about}.title"] == "silent"
+    assert labels[f"{about}.version"] == "1"
+    assert labels[f"{about}.description"].startswith(f"{silent}, checkpoint-enabled by ChReK ")
+    assert labels[f"{about}.base.name"] == silent
+    assert labels[f"{about}.licenses"].startswith("(LicenseRef-base-image) AND Apache-2.0 AND GPL-2.0-only AND ")
+    assert labels["nvidia.com/chrek-version"] == chrek.__version__
+    assert re.match(r"[0-9a-f]{40}|unknown", labels["nvidia.com/chrek-revision"])
+    own = {"title": "My app", "version": "3.1", "revision": "abc", "licenses": "MIT OR Zlib", "description": "Sums."}
+    words = " ".join(f'{about}.{key}="{value}"' for key, value in own.items())
+    told = derive(builder, tmp_path, "told", f"LABEL {words}", 'CMD ["echo"]')
+    assert builder.checkpoint_enable(told, f"{told}-checkpoint").status == 0
+    labels = builder.config(f"{told}-checkpoint")["Labels"]
+    assert [labels[f"{about}.{key}"] for key in ("title", "version", "revision")] == ["My app", "3.1", "abc"]
+    assert labels[f"{about}.description"].startswith("Sums., checkpoint-enabled by ChReK ")
+    assert labels[f"{about}.licenses"].startswith("(MIT OR Zlib) AND Apache-2.0 AND ")
+
+
 def test_agent_image_runs_the_command_line(workspace: Workspace, builder: Builder) -> None:
     """`kubectl exec` finds chrek in it; its labels say what it is."""
-    image = "localhost/chrek-agent:test"
-    done = builder.build("--target", "agent", "--tag", image)
-    assert done.status == 0, done.output
-    labels = builder.config(image)["Labels"]
-    assert labels["org.opencontainers.image.title"] == "chrek-agent"
-    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
-    assert labels["org.opencontainers.image.description"]
+    image = build_agent(builder)
+    about, labels = "org.opencontainers.image", builder.config(image)["Labels"]
+    assert [labels[f"{about}.{key}"] for key in ("title", "version", "revision")] == ["chrek-agent", "1.2.3", "abc"]
+    assert "GPL-2.0-only" in labels[f"{about}.licenses"].split(" AND ")
+    assert labels[f"{about}.description"]
     builder.load(image)
     workspace.apply(image_pod("agent", image, command=["/opt/chrek/bin/sh", "-c", "sleep 1000"]))
     workspace.ready("agent")
