@@ -158,7 +158,7 @@ def test_required_fields_are_the_ones_never_none() -> None:
     """A field whose annotation allows no None is required or repeated, and no other is."""
     for schema in NAMES:
         for name, each in declared(schema):
-            annotation = schema.__annotations__[name]
+            annotation = next(own[name] for base in schema.__mro__ if name in (own := base.__dict__.get("__annotations__", {})))
             assert ("None" in annotation) == (not each.required and not each.repeated), f"{schema.__name__}.{name}"
 
 
