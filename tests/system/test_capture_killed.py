@@ -16,7 +16,6 @@ from chrek.artifact import Level
 from chrek.store.layout import Store
 from chrek.store.opening import open_checkpoint
 from chrek.system import procfs
-from chrek.system.ids import HostPid
 from chrek.system.initstate import application
 from containers import Container, needs
 from system import cycle
@@ -57,13 +56,9 @@ def whole(store: Store) -> None:
         assert checkpoint.verify(Level.FULL).ok
 
 
-def no_criu() -> bool:
-    """Whether no CRIU of a capture is left."""
-    return not any(procfs.command_line(pid)[:1] == ("ld.so",) for pid in _everybody())
-
-
-def _everybody() -> list[HostPid]:
-    return [HostPid(int(name)) for name in os.listdir("/proc") if name.isdigit()]
+def no_criu(source: Container) -> bool:
+    """Whether no CRIU of a capture is left in the container's namespaces, where captures run it."""
+    return not any(procfs.command_line(pid)[:1] == ("ld.so",) for pid in procfs.members("pid", source.pid1))
 
 
 def test_killed_at_every_step(container: Make, store: Store) -> None:
@@ -75,7 +70,7 @@ def test_killed_at_every_step(container: Make, store: Store) -> None:
         assert victim.wait(60) == -signal.SIGKILL, step
         lives(source)
         whole(store)
-    source.until(no_criu, what="CRIU to end")
+    source.until(lambda: no_criu(source), what="CRIU to end")
     cycle.capture(source, store)
     source.exec(["touch", "/tmp/go"])
     source.wait_for("ok source")

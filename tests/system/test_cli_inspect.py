@@ -18,6 +18,9 @@ from containers import needs
 
 pytestmark = needs("root", "criu")
 
+NAME = f"inspect-me-{os.getpid()}"
+"""An abstract address belongs to the machine's network: another run of this test may be under way."""
+
 APP = """
     import mmap, os, socket, threading, time
     memory = bytearray(os.urandom(1 << 20)) * 3
@@ -25,7 +28,7 @@ APP = """
     shared.write(os.urandom(3 << 20))
     listening = socket.create_server(("127.0.0.1", 0))
     path = socket.socket(socket.AF_UNIX)
-    path.bind("\\0inspect-me")
+    path.bind("\\0NAME")
     path.listen()
     log = open("/dev/shm/some.log", "w")
     event = threading.Event()
@@ -42,7 +45,7 @@ APP = """
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return a store with the checkpoint ``x``, and the port that the application listens on."""
     home = tmp_path_factory.mktemp("inspect")
-    with Running(["run", "--id", "x"], python(APP), store=home / "store", log=home / "log") as run:
+    with Running(["run", "--id", "x"], python(APP.replace("NAME", NAME)), store=home / "store", log=home / "log") as run:
         run.await_output("port ")
         done = chrek("checkpoint", "x", "--pid", str(run.pid1), store=home / "store")
         assert done.returncode == 0, done.stderr
@@ -56,7 +59,7 @@ def test_shows_what_people_ask_for(checkpoint: tuple[Path, str]) -> None:
     for section in ("Checkpoint x", "Processes", "Memory", "Sockets", "Open files", "Volumes", "Times of the capture"):
         assert f"\n{section}" in f"\n{text}"
     assert f"tcp 127.0.0.1:{port} listening" in text
-    assert "@inspect-me listening" in text
+    assert f"@{NAME} listening" in text
     assert "file /dev/shm/some.log" in text
     assert ", 2 threads, uid 0)" in text
     assert "/dev/shm (tmpfs)" in text

@@ -241,11 +241,11 @@ def _until(terminal: int, word: str) -> str:
 def test_on_a_plain_machine_it_is_a_subreaper(tmp_path: Path) -> None:
     """Not as PID 1 it still reaps what its application gave up, and ends with its code."""
     code = (
-        "import ctypes, os, time\nctypes.CDLL(None).prctl(36, 0, 0, 0, 0)\nr, w = os.pipe()\n"
-        "if os.fork() == 0:\n    if os.fork() == 0:\n        os.read(r, 1)\n"
-        "        os.write(w, str(os.getppid()).encode()); os._exit(0)\n    os._exit(0)\n"
-        "os.wait(); os.write(w, b'x')\nparent = os.getppid()\ntime.sleep(0.1)\n"
-        "print(os.read(r, 20).decode() == str(parent), flush=True); os._exit(6)"
+        "import ctypes, os\nctypes.CDLL(None).prctl(36, 0, 0, 0, 0)\ngo, start = os.pipe()\nanswer, said = os.pipe()\n"
+        "if os.fork() == 0:\n    if os.fork() == 0:\n        os.read(go, 1)\n"
+        "        os.write(said, str(os.getppid()).encode()); os._exit(0)\n    os._exit(0)\n"
+        "os.wait(); os.write(start, b'x')\n"
+        "print(os.read(answer, 20).decode() == str(os.getppid()), flush=True); os._exit(6)"
     )
-    result = subprocess.run([*INIT, *PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    result = subprocess.run([*INIT, *PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (result.stdout, result.returncode) == ("True\n", 6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _request(verb: str, pid1: int, **more: object) -> dict[str, object]:
     capture = {"location": None, "liveness": None, "image": None, "build_id": None, "namespace": None}
     restore = {"by": "test", "verify": "full", "refuse": None}
-    common = {"verb": verb, "pid1": pid1, "store": "/nonexistent/store", "id": "x", "deadline": 20, "allow": []}
+    common = {"verb": verb, "pid1": pid1, "store": "/nonexistent/store", "id": "x", "deadline": 100, "allow": []}
     return {**common, **capture, **restore, "service_account": None, "extra": {}, **more}
 
 
@@ -43,7 +42,7 @@ def test_refusal_comes_back_as_it_was_raised() -> None:
 def test_fault_in_the_worker_is_a_failed_operation(verb: str, kind: type[Exception]) -> None:
     """A worker that dies of a fault of its own is an error with what is known, not an exception of the agent's."""
     with pytest.raises(kind, match="ended with exit code 1"):
-        work.run({"verb": verb, "deadline": 20}, stop=work.Stop(), on_phase=lambda _: None)
+        work.run({"verb": verb, "deadline": 100}, stop=work.Stop(), on_phase=lambda _: None)
 
 
 def test_stop_before_the_start_is_kept() -> None:
@@ -52,10 +51,10 @@ def test_stop_before_the_start_is_kept() -> None:
     stop.ask("first")
     stop.ask("second")
     process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    threading.Timer(10, process.kill).start()
     stop.attach(process)
-    assert process.wait() == -15
+    try:
+        assert process.wait(60) == -15
+    finally:
+        process.kill()
+        process.wait()
     assert stop.asked == "first"
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
-            thread.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import stat
@@ -313,7 +314,7 @@ def test_a_capture_waits_for_a_cleanup_that_is_at_work(store: Store) -> None:
     thread.start()
     assert not done.wait(0.5)
     lock.release()
-    assert done.wait(10)
+    assert done.wait(60)
     thread.join()
 
 
@@ -334,7 +335,10 @@ def test_readers_see_old_or_new_while_it_is_replaced_again_and_again(store: Stor
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for number in range(1, 30):
+    number = 0
+    # As often as it takes for the readers to have had their turns.
+    while number < 30 or (len(set(map(frozenset, seen))) < 2 and not failures):
+        number += 1
         publish(store, "abc", {"a": b"%d" % number, "b": b"%d" % number})
     stop.set()
     for reader in readers:
@@ -366,11 +370,12 @@ def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_no_descriptor_stays_open(store: Store) -> None:
     """Publishing, reading, failing and refusing leave no descriptor behind."""
     publish(store, "abc")
-    before = os.listdir("/proc/self/fd")
+    gc.collect()  # what earlier tests left
+    before = set(os.listdir("/proc/self/fd"))
     publish(store, "abc")
     read_all(store, "abc")
     with Staging.create(store, "abc"), pytest.raises(Refused):
         Staging.create(store, "abc")
     with pytest.raises(Refused):
         open_checkpoint(store, "none")
-    assert os.listdir("/proc/self/fd") == before
+    assert set(os.listdir("/proc/self/fd")) <= before
