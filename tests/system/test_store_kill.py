@@ -250,7 +250,7 @@ def test_no_directory_is_ever_exchanged_and_every_change_goes_through_os(tmp_pat
     log = tmp_path / "trace"
     tests = Path(__file__).parents[1]
     command = ["strace", "-f", "-o", str(log), "-e", "trace=%file,%desc", sys.executable, "-I", "-B", "-c", _PROGRAM]
-    subprocess.run([*command, str(tests), str(tmp_path / "store")], check=True, timeout=60)
+    subprocess.run([*command, str(tests), str(tmp_path / "store")], check=True, timeout=100)
     calls = re.findall(r"^\d+ +(\w+)\((.*)$", log.read_text(), re.MULTILINE)
     names = {name for name, _ in calls}
     assert "renameat" in names | {"renameat2"}
@@ -269,6 +269,6 @@ def test_a_file_system_that_knows_no_exchange_and_a_filter_without_openat2_are_e
     tests = Path(__file__).parents[1]
     faults = ["-e", "inject=renameat2:error=EINVAL", "-e", "inject=openat2:error=EPERM"]
     command = ["strace", "-f", "-o", "/dev/null", "-e", "trace=renameat2,openat2", *faults, sys.executable, "-I", "-c"]
-    subprocess.run([*command, _PROGRAM, str(tests), str(tmp_path / "store")], check=True, timeout=60)
+    subprocess.run([*command, _PROGRAM, str(tests), str(tmp_path / "store")], check=True, timeout=100)
     with Store.open(tmp_path / "store") as store:
         assert read_or_none(store, "abc") is not None

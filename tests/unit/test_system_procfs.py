@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import signal
+import signal
 import subprocess
 import sys
 import threading
@@ -169,6 +170,8 @@ def test_mappings(tmp_path: Path) -> None:
 def test_mappings_are_all_there() -> None:
     """Every line of the file is a mapping, those without a name too, in the order of their addresses."""
     with child("") as pid:
+        os.kill(pid, signal.SIGSTOP)  # waiting for its input it may still ask for memory
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
         found = procfs.mappings(pid)
         assert len(found) == len(procfs.lines(pid, "maps"))
         assert found == sorted(found, key=lambda each: each.start)
