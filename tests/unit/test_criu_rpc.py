@@ -14,7 +14,7 @@ from chrek.criu.messages import Answer, Notification, Options, Request, RequestT
 from chrek.criu.rpc import Client, CriuGone
 
 DUMP = Request(type=RequestType.DUMP, opts=Options(images_dir_fd=-1, pid=7, log_level=4))
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 Script = Callable[["Criu"], None]
 

@@ -6,7 +6,6 @@ import mmap
 import os
 import re
 import signal
-import signal
 import subprocess
 import sys
 import threading
