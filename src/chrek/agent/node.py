@@ -34,6 +34,9 @@ NEVER_ALLOWED: Final = frozenset(
 )
 """What keeps tenants apart is not the tenants' to override."""
 
+NEVER_ALLOWED_RESTORING: Final = NEVER_ALLOWED - {Reason.PRIVILEGE_EXCEEDED}
+"""The same for a restore, where to allow more privilege than the pod has means to take it from the application."""
+
 
 class Node:
     """The agent's node, as the agent sees it."""
@@ -103,15 +106,15 @@ class Node:
                 raise
 
 
-def allowed(pod: Pod) -> frozenset[Reason]:
-    """Return the refusals that a pod's annotation overrides.
+def allowed(pod: Pod, *, never: frozenset[Reason] = NEVER_ALLOWED) -> frozenset[Reason]:
+    """Return the refusals that a pod's annotation overrides, which are none of *never*.
 
     Raises:
         UsageError: BAD_VALUE, a word is no reason code.
         Refused: with the reason that no pod may override.
     """
     found = Reason.parse_list(pod.annotations.get(names.ALLOW_ANNOTATION, ""))
-    for reason in sorted(found & NEVER_ALLOWED, key=lambda each: each.code):
+    for reason in sorted(found & never, key=lambda each: each.code):
         message = f"Annotation {names.ALLOW_ANNOTATION} of pod {pod} lists {reason.code}, which no pod can override."
         raise Refused(reason, message, cure="Remove it from the annotation.")
     return found

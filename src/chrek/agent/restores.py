@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from chrek.agent import log, work
 from chrek.agent.captures import image_of
-from chrek.agent.node import NEVER_ALLOWED, Node, allowed, require_supported
+from chrek.agent.node import NEVER_ALLOWED_RESTORING, Node, allowed, require_supported
 from chrek.errors import ChrekError, Reason, Refused, UsageError
 from chrek.kube import ApiFailed, EventReason, names, selection
 from chrek.kube.selection import Wish
@@ -130,7 +130,7 @@ class Restores:
             require_supported(pod)
             checkpoint_id = selection.for_restore(pod, runtime.environment).checkpoint_id
             context["id"] = checkpoint_id
-            allow = allowed(pod) | _allowed_by_environment(runtime)
+            allow = allowed(pod, never=NEVER_ALLOWED_RESTORING) | _allowed_by_environment(runtime)
             self._check_streak(pod, chosen, runtime)
             path = self._find(pod, runtime, checkpoint_id, allow)
         except ChrekError as error:
@@ -300,5 +300,4 @@ def _failure_of_the_capture(path: str, checkpoint_id: str, runtime: RuntimeConta
 
 
 def _allowed_by_environment(runtime: RuntimeContainer) -> frozenset[Reason]:
-
-    return Reason.parse_list(runtime.environment.get(names.ALLOW_VARIABLE, "")) - NEVER_ALLOWED
+    return Reason.parse_list(runtime.environment.get(names.ALLOW_VARIABLE, "")) - NEVER_ALLOWED_RESTORING
