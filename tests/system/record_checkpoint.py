@@ -2,7 +2,8 @@
 
 Later versions have to read what earlier ones wrote, so one checkpoint of each format (and of each kind of digest)
 stays in ``tests/unit/inputs``, and `tests/unit/test_recorded_checkpoints.py` reads them all. An archive that is there
-is never made again: it is the witness of what was written then.
+is never made again: it is the witness of what was written then. CRIU's log names the paths of the machine: run this
+in a copy of the checkout at a place that may be told.
 
 The application has one of everything that has a place of its own in a checkpoint: two processes, memory of
 several blocks, a changed root, a volume, and deleted files that are still open.
