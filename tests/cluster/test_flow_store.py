@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from chrek.store import Store
+from chrekcli import chrek, chrek_json
 from cluster import flow
 from cluster.agents import Agent
 from cluster.appimage import app_image
-from cluster.workspace import Workspace
+from cluster.rights import without
+from cluster.workspace import Manifest, Workspace, pod
+from sample_store import publish
 
 
 @pytest.fixture
@@ -63,3 +67,42 @@ def test_signal_file_behind_a_read_only_mount(workspace: Workspace, tmp_path: Pa
             assert json.loads((flow.SIGNALS / "signalled.done").read_text())["success"] is True
         finally:
             flow.remove_signals()
+
+
+def _with_id(name: str, checkpoint_id: str, *, script: str = "exec sleep 1000", **metadata: object) -> Manifest:
+    """A pod that names an id, and of which the agent wants nothing."""
+    env = [{"name": "DYN_CHECKPOINT_HASH", "value": checkpoint_id}] if checkpoint_id else []
+    manifest = pod(name, script, container={"env": env})
+    manifest["metadata"] |= metadata
+    return manifest
+
+
+def test_collection_keeps_what_pods_name(workspace: Workspace, tmp_path: Path) -> None:
+    """`chrek gc` deletes no checkpoint that a pod names which has not ended, wherever it runs; unknown ids stop it."""
+    with Store.open(tmp_path / "store", create=True) as store:
+        for name in ("running", "waiting", "labelled", "ended", "nobody"):
+            publish(store, name)
+    workspace.apply(
+        _with_id("runs", "running"),
+        {**(waits := _with_id("waits", "waiting")), "spec": {**waits["spec"], "nodeSelector": {"no": "such-node"}}},
+        _with_id("label", "", labels={"nvidia.com/checkpoint-hash": "labelled"}),
+        _with_id("done", "ended", script="exit 0"),
+    )
+    workspace.ended("done")
+    collect = ("gc", "--max-count", "0", "--kubeconfig", str(without(workspace, tmp_path, ("pods", "patch"))))
+    denied = chrek(*collect, store=tmp_path / "store")
+    assert denied.returncode == 1
+    assert "API_FAILED" in denied.stderr
+    assert "--ignore-pods" in denied.stderr
+    collect = ("gc", "--max-count", "0", "--kubeconfig", str(workspace.cluster.kubeconfig))
+    said = chrek_json(*collect, store=tmp_path / "store")
+    assert {each["id"] for each in said["kept"]} == {"running", "waiting", "labelled"}
+    assert {each["name"] for each in said["actions"]} == {"ended", "nobody"}
+    unknown = _with_id("unknown", "")
+    field = {"fieldRef": {"fieldPath": "metadata.name"}}
+    unknown["spec"]["containers"][0]["env"] = [{"name": "DYN_CHECKPOINT_HASH", "valueFrom": field}]
+    workspace.apply(unknown)
+    refused = chrek(*collect, store=tmp_path / "store")
+    assert refused.returncode == 1
+    assert f"Pod {workspace.namespace}/unknown takes the id" in refused.stderr
+    assert not chrek_json(*collect, "--ignore-pods", "--keep", "running", store=tmp_path / "store")["kept"][1:]

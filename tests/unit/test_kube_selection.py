@@ -140,3 +140,22 @@ def test_ids_have_leases_of_their_own(ids: list[str]) -> None:
         assert len(name) <= 253
         assert all(part and part.strip("-") == part for part in name.split("."))
         assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "variables", "wanted"),
+    [
+        ({}, {}, set()),
+        ({names.HASH_LABEL: "a"}, {}, {"a"}),
+        ({names.HASH_LABEL: "a"}, {names.HASH_VARIABLE: "b"}, {"a", "b"}),
+        ({}, {names.HASH_VARIABLE: "b", names.LOCATION_VARIABLE: "/checkpoints/c/"}, {"b", "c"}),
+        ({}, {names.HASH_VARIABLE: None}, {None}),
+        ({names.HASH_LABEL: "a"}, {names.HASH_VARIABLE: None, names.LOCATION_VARIABLE: None}, {"a"}),
+    ],
+)
+def test_all_ids_that_a_pod_names(
+    labels: dict[str, str], variables: dict[str, str | None], wanted: set[str | None]
+) -> None:
+    """Label, variables of any container; what comes from elsewhere is unknown unless the label says it."""
+    containers = (MAIN, dataclasses.replace(MAIN, name="other", variables=variables))
+    assert selection.named(dataclasses.replace(POD, labels=labels, containers=containers)) == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -30,6 +31,13 @@ _DOING = {"delete": "delete", "purge": "empty from the trash", "clean": "clean u
     help="How long the trash keeps what readers may still have open.",
 )
 @click.option("--keep", metavar="ID", multiple=True, type=options.ID, help="An id that stays; may be repeated.")
+@click.option("--ignore-pods", is_flag=True, help="Do not ask the cluster which ids its pods need.")
+@click.option(
+    "--kubeconfig",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Way into the cluster outside a pod.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would go, and why.")
 @options.store_option
 @options.json_option
@@ -40,6 +48,8 @@ def command(
     max_bytes: int | None,
     grace: float,
     keep: tuple[str, ...],
+    ignore_pods: bool,
+    kubeconfig: Path | None,
     dry_run: bool,
     store: str,
     as_json: bool,
@@ -48,12 +58,15 @@ def command(
 
     Without a limit no checkpoint is deleted. What is deleted waits in the trash for the grace period. Pinned, kept
     and broken checkpoints stay; so do those that another process is writing, and what is not ChReK's. Ids of
-    applications that run or wait on this machine are kept too.
+    applications that run or wait on this machine are kept too, and in a cluster those that pods name which have not ended.
     """
-    from chrek.cli import targets
+    from chrek.cli import podsuse, targets
     from chrek.store import Policy, collect, plan
 
     in_use = {*keep, *(found.checkpoint_id for found in targets.every() if found.checkpoint_id)}
+    # What is only cleaned up after nobody can need: no cluster is asked for that.
+    if not ignore_pods and (max_age, max_count, max_bytes) != (None, None, None):
+        in_use |= podsuse.in_use(kubeconfig)
     policy = Policy(max_age=max_age, max_count=max_count, max_bytes=max_bytes, grace=grace)
     with options.open_store(store) as opened:
         todo = plan(opened, policy, in_use=in_use)

@@ -6,7 +6,7 @@ Nothing is remembered here that a restart would miss: state is in the API's own 
 from chrek.kube.api import Api, ApiFailed, own_namespace
 from chrek.kube.events import EventReason, Events
 from chrek.kube.leases import CheckpointLease
-from chrek.kube.pods import Pod, PodContainer, annotate
+from chrek.kube.pods import Pod, PodContainer, annotate, every
 from chrek.kube.watch import PodWatch
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "PodContainer",
     "PodWatch",
     "annotate",
+    "every",
     "own_namespace",
 ]

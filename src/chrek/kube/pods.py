@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from chrek.kube.api import TIMEOUT, Api, calling
 
+_PAGE: Final = 500
 SHORT_LIFE: Final = 60.0
 """Seconds under which a container that ended counts as one that did not work."""
 
@@ -144,6 +145,24 @@ def _was_short(status: Any) -> bool:  # noqa: ANN401 - the client's V1ContainerS
     if last is None or last.started_at is None or last.finished_at is None:
         return False
     return bool((last.finished_at - last.started_at).total_seconds() < SHORT_LIFE)
+
+
+def every(api: Api, namespace: str | None) -> Iterator[Pod]:
+    """Yield all pods of a namespace, or of the cluster for None.
+
+    Raises:
+        ApiFailed: the API server refused or did not answer.
+    """
+    more = None
+    while more != "":
+        with calling(f"list the pods of {namespace or 'all namespaces'}"):
+            page: dict[str, Any] = {"limit": _PAGE, "_continue": more, "_request_timeout": TIMEOUT}
+            if namespace is None:
+                answer = api.core.list_pod_for_all_namespaces(**page)
+            else:
+                answer = api.core.list_namespaced_pod(namespace, **page)
+        yield from map(from_model, answer.items)
+        more = answer.metadata._continue or ""  # noqa: SLF001 - the client's name of it
 
 
 def annotate(api: Api, pod: Pod, annotations: Mapping[str, str | None]) -> None:

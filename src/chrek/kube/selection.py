@@ -129,6 +129,20 @@ def for_restore(pod: Pod, environment: Mapping[str, str]) -> Choice:
     return Choice(container(pod).name, _agreed(pod, sources), checkpoint_mode=False, location=None)
 
 
+def named(pod: Pod) -> frozenset[str | None]:
+    """Return the checkpoint ids that a pod names, anywhere; None among them stands for one that only its node knows.
+
+    That is an id which comes from a ConfigMap, a Secret or a field, where no label says it.
+    """
+    found: set[str | None] = {pod.labels.get(names.HASH_LABEL) or ""}
+    for each in pod.containers:
+        found.add(each.variables.get(names.HASH_VARIABLE, ""))
+        location = each.variables.get(names.LOCATION_VARIABLE, "")
+        found.add(None if location is None else posixpath.basename(location.rstrip("/")))
+    found.discard("")
+    return frozenset(found - {None} if pod.labels.get(names.HASH_LABEL) else found)
+
+
 def _agreed(pod: Pod, sources: Mapping[str, str | None]) -> str:
     given = {source: value for source, value in sources.items() if value}
     if len(set(given.values())) > 1:
