@@ -20,7 +20,7 @@ from chrek.agent import inside, log, unsaid, work
 from chrek.agent.node import Node, allowed, require_supported
 from chrek.agent.slots import Slots, gpus_of
 from chrek.artifact import FORMAT_VERSION
-from chrek.engine import signalfile
+from chrek.engine import gpu, signalfile
 from chrek.engine.container import Container
 from chrek.errors import CaptureFailed, ChrekError, Reason, Refused, UsageError
 from chrek.kube import ApiFailed, CheckpointLease, EventReason, names, selection
@@ -378,7 +378,6 @@ def image_of(runtime: RuntimeContainer) -> str:
 
 
 def _differences(case: _Case, manifest: Manifest) -> list[str]:
-
     command = procfs.command_line(initstate.application(case.runtime.pid))
     there = manifest.provenance
     pairs = (
@@ -386,4 +385,5 @@ def _differences(case: _Case, manifest: Manifest) -> list[str]:
         ("its image", there.image, image_of(case.runtime)),
         ("its format", manifest.format_version, FORMAT_VERSION),
     )
-    return [f"{what} is {old}, this pod's {new}" for what, old, new in pairs if old is not None and old != new]
+    found = [f"{what} is {old}, this pod's {new}" for what, old, new in pairs if old is not None and old != new]
+    return [*found, *gpu.differing(manifest, case.container)]

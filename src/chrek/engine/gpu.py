@@ -9,7 +9,7 @@ the state back once the tree runs again; until then its GPU calls wait.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from chrek.artifact import Gpu
 from chrek.cuda import abi, detect, evidence, gpumap
 from chrek.cuda.driver import Driver, GpuUuid
-from chrek.cuda.inventory import Inventory, Nvml, require_memory
+from chrek.cuda.inventory import LIBRARY, Inventory, Nvml, require_memory
 from chrek.cuda.sequence import GpuState, Stuck
 from chrek.engine.preflight import who
 from chrek.errors import CaptureFailed, Reason, Refused
@@ -162,6 +162,31 @@ def plan(manifest: Manifest, container: Container) -> Plan | None:
     gpu_map = gpumap.plan_map(saved, _given(container, inventory))
     driver.require(gpu_map=gpu_map)
     return Plan(GpuState(driver), manifest.application.gpu_processes, gpu_map)
+
+
+def differing(manifest: Manifest, container: Container, *, library: str = LIBRARY) -> list[str]:
+    """Say how a container's GPUs differ from a checkpoint's in model and driver; a checkpoint without GPUs fits any.
+
+    How many there are is not looked at: a container may have more than its application uses.
+    """
+    saved = manifest.facts.gpus
+    if not saved:
+        return []
+    try:
+        inventory = Nvml(library).read()
+    except (Refused, CaptureFailed) as error:
+        return [f"its GPUs are {_models(gpu.model for gpu in saved)}, this pod's are not known: {error.message}"]
+    found = []
+    if saved[0].driver != inventory.driver:
+        found.append(f"its driver is {saved[0].driver}, this node's {inventory.driver}")
+    here = [gpu.model for gpu in _given(container, inventory)]
+    if not {gpu.model for gpu in saved} <= set(here):
+        found.append(f"its GPUs are {_models(gpu.model for gpu in saved)}, this pod's {_models(here)}")
+    return found
+
+
+def _models(models: Iterable[str]) -> str:
+    return ", ".join(sorted(set(models))) or "none"
 
 
 def _given(container: Container, inventory: Inventory) -> list[gpumap.Gpu]:
