@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_required_fields_are_the_ones_never_none() -> None:
     """A field whose annotation allows no None is required or repeated, and no other is."""
     for schema in NAMES:
         for name, each in declared(schema):
-            annotation = next(own[name] for base in schema.__mro__ if name in (own := base.__dict__.get("__annotations__", {})))
+            annotation = next(own[name] for own in map(inspect.get_annotations, schema.__mro__) if name in own)
             assert ("None" in annotation) == (not each.required and not each.repeated), f"{schema.__name__}.{name}"
 
 
