@@ -53,7 +53,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         shown = self.headers.get("X-Chrek-Token") == os.environ.get("CHREK_VLLM_TOKEN")
         log(f"{self.command} {self.path} {shown}")
-        status = int(os.environ.get("FAKE_SLEEP", "200")) if self.path.startswith("/sleep") else 200
+        status = {"/sleep": os.environ.get("FAKE_SLEEP"), "/wake_": os.environ.get("FAKE_WAKE")}.get(self.path[:6])
+        status = int(status or 200)
         data = json.dumps({"data": [{"id": "m"}]} if self.path == "/v1/models" else {}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
@@ -458,6 +459,17 @@ def test_a_restore(fake_vllm: Fake, tmp_path: Path) -> None:
         assert answer.status == 200
     job.process.send_signal(signal.SIGTERM)
     assert job.end()[0] == 128 + signal.SIGTERM
+
+
+def test_a_server_that_does_not_wake_up(fake_vllm: Fake, tmp_path: Path) -> None:
+    """Weights that do not come back end the launcher with the status that asks for a cold start, and the server with it."""
+    job = Job(tmp_path, FAKE_WAKE="500")
+    job.wait_for("ready")
+    (tmp_path / "marker").write_text('{"success": true}')
+    code, text = job.end()
+    assert (code, "/wake_up gave 500" in text) == (171, True)
+    with pytest.raises((urllib.error.URLError, ConnectionError)):
+        urllib.request.urlopen(f"http://127.0.0.1:{job.port}/health", timeout=60)
 
 
 @pytest.mark.parametrize(("refused", "status"), [(False, 170), (True, 172)])

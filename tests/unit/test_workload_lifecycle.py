@@ -198,6 +198,24 @@ def test_the_pause_leaves_room_for_20_ms() -> None:
     assert lifecycle.POLL_SECONDS <= 0.016
 
 
+@pytest.mark.parametrize(("error", "status"), [("PoolCorrupt('block 7')", 171), ("ValueError('a hook of the user')", 1)])
+def test_damaged_state_asks_for_a_cold_start(tmp_path: Path, error: str, status: int) -> None:
+    """A hook that finds the restored state damaged ends the process with 171; any other error is the application's own."""
+    code = f"""
+import sys
+sys.path.insert(0, sys.argv[1])
+from chrek.workload import checkpoint_point
+from chrek.workload.pool import PoolCorrupt
+def hook():
+    raise {error}
+checkpoint_point(after=[hook])
+"""
+    with Application(tmp_path, code=code) as application:
+        application.until_ready()
+        publish(application.marker, "{}")
+        assert application.process.wait(DEADLINE) == status
+
+
 def test_a_ready_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     """Without its ready file the pod would wait for ever, so that is raised."""
     code = (

@@ -22,6 +22,7 @@ import enum
 import json
 import os
 import time
+import traceback
 from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Tuple  # noqa: UP035 - Python 3.9
 
 from chrek.workload import hooks, pod
@@ -38,6 +39,12 @@ POLL_SECONDS = 0.015
 _SIGNAL_EVERY = 8
 """The signal file is looked at in every eighth of them: nobody waits for that one."""
 _HALF_WRITTEN_SECONDS = 2.0
+UNUSABLE = 171
+"""How a restored process ends whose state turned out to be damaged: "a cold start would work", in ChReK's exit codes.
+
+A hook says so with an exception that has a true `state_unusable`, as a pool whose contents are not what was saved does.
+The agent then starts the container cold instead of restoring the same state again.
+"""
 
 Hook = Callable[[], Any]
 
@@ -87,7 +94,8 @@ def checkpoint_point(
     `before` are called before the ready file is written: let go of what should not be in a checkpoint.
     `after` are called after a restore and before the ready file is written again: connect again, read
     tokens again. With `refresh` those of `chrek.workload.hooks.REFRESH` are called first: host name,
-    pod variables, random seeds, clocks. A hook that raises ends the call with its exception.
+    pod variables, random seeds, clocks. A hook that raises ends the call with its exception; one that finds after
+    a restore that the state is damaged (see `UNUSABLE`) ends the process instead.
 
     `timeout` in seconds, None for ever; raises `CheckpointFailed` when it is over, when the signal file
     says that the checkpoint failed, and `OSError` when the ready file cannot be written.
@@ -105,8 +113,14 @@ def checkpoint_point(
         write_ready(ready_file)
     if _wait(marker, stale, signal_file, timeout) is Outcome.CHECKPOINTED:
         return Outcome.CHECKPOINTED
-    for hook in (*(hooks.REFRESH if refresh else ()), *after):
-        hook()
+    try:
+        for hook in (*(hooks.REFRESH if refresh else ()), *after):
+            hook()
+    except Exception as error:
+        if not getattr(error, "state_unusable", False):
+            raise
+        traceback.print_exc()
+        raise SystemExit(UNUSABLE) from error
     _ready_again(ready_file)
     return Outcome.RESTORED
 

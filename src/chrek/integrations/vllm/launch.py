@@ -68,6 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     except ServerFailed as failure:
         sys.stderr.write(f"chrek: {failure}\n")
         return server.stop() or 1
+    except SystemExit:
+        server.stop()
+        raise
     if outcome is Outcome.CHECKPOINTED:
         server.stop()
         return 0
@@ -76,6 +79,13 @@ def main(arguments: Sequence[str]) -> int:
 
 class ServerFailed(Exception):
     """The server ended, did not come up, or refused a request."""
+
+
+class WakeUpFailed(ServerFailed):
+    """A restored server did not get its memory back."""
+
+    state_unusable = True
+    """See `chrek.workload.lifecycle.UNUSABLE`."""
 
 
 class Server:
@@ -125,8 +135,11 @@ class Server:
         self._must("/sleep?level=1")
 
     def wake_up(self) -> None:
-        """Weights back; raises `ServerFailed`, the container is started cold then."""
-        self._must("/wake_up")
+        """Weights back; raises `WakeUpFailed`, the container is started cold then."""
+        try:
+            self._must("/wake_up")
+        except (ServerFailed, OSError) as error:
+            raise WakeUpFailed(str(error)) from error
 
     def _must(self, path: str) -> None:
         start = time.monotonic()

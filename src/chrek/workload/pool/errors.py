@@ -10,6 +10,9 @@ class PoolError(RuntimeError):
 class PoolCorrupt(PoolError):
     """What was read back is not what was saved; the pool stays without contents."""
 
+    state_unusable = True
+    """See `chrek.workload.lifecycle.UNUSABLE`."""
+
 
 class CudaError(PoolError):
     """A call of the CUDA driver failed."""
