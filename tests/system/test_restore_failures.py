@@ -128,19 +128,32 @@ def test_less_privilege(container: Make, store: Store) -> None:
     refused(copy, store, Reason.PRIVILEGE_EXCEEDED, checkpoint_id="root")
 
 
-@needs("cap_sys_resource")
 def test_own_user(container: Make, store: Store) -> None:
-    """A user's application without any capability is captured and restored as that user."""
-    source = cycle.start(container, cycle.app("beat"), uid=1000)
+    """A user's application without any capability is captured and restored as that user, again and again."""
+    source = cycle.start(container, cycle.app("queue"), uid=1000)
+    cycle.capture(source, store, "one")
+    source.delete()
+    for now, then in (("one", "two"), ("two", "three")):
+        copy = cycle.waiting(container, cycle.app("queue"), now, uid=1000)
+        cycle.restore(copy, store, now)
+        copy.wait_for("ok restored" if now == "one" else "start=restored")  # the application checks itself once
+        for pid in procfs.tree(application(copy.pid1)):
+            state = procfs.status(pid)
+            assert state is not None
+            assert set(state.uids) == set(state.gids) == {1000}
+            assert state.capabilities["CapEff"] == 0
+        cycle.capture(copy, store, then)
+        copy.delete()
+
+
+def test_own_user_and_group(container: Make, store: Store) -> None:
+    """A user in the group of root, as images for arbitrary users have it, is captured and restored."""
+    source = cycle.start(container, cycle.app("beat"), uid=1000, gid=0)
     cycle.capture(source, store)
     source.delete()
-    copy = cycle.waiting(container, cycle.app("beat"), uid=1000)
+    copy = cycle.waiting(container, cycle.app("beat"), uid=1000, gid=0)
     cycle.restore(copy, store)
     copy.wait_for("ok restored")
-    state = procfs.status(application(copy.pid1))
-    assert state is not None
-    assert set(state.uids) == {1000}
-    assert state.capabilities["CapEff"] == 0
 
 
 def test_memory_limit(container: Make, store: Store) -> None:

@@ -84,6 +84,7 @@ class Criu:
         keep_free: PIDs up to this one are kept free before it starts.
         inherit: descriptors the restored processes take over, by CRIU's key.
         keep: capabilities (numbers) that stay allowed although they are on the list of those never needed.
+        real_ids: real user and group id to run with (see `chrek.criu.limits`); None is root.
         page_server: give CRIU one end of a socket pair to serve lazy pages on.
         check: called while waiting; what it raises makes CRIU roll back.
     """
@@ -98,6 +99,7 @@ class Criu:
     keep_free: int = 0
     inherit: dict[str, int] = field(default_factory=dict)
     keep: frozenset[int] = frozenset()
+    real_ids: tuple[int, int] | None = None
     page_server: bool = False
     check: Callable[[], None] | None = None
 
@@ -138,6 +140,7 @@ class Criu:
                     control_groups=self.control_groups,
                     keep_free=self.keep_free,
                     drop=sorted(set(_NEVER.values()) - self.keep),
+                    real_ids=list(self.real_ids or ()),
                 )
                 self._helper = launch.start(spec, stderr=self._errors)
                 if namespaces and not cached:

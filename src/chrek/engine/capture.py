@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 import chrek
 from chrek.artifact import FileEntry, Manifest, Memory, OpenFile, Provenance, timestamp
+from chrek.criu import limits
 from chrek.criu.bundle import Bundle
 from chrek.criu.files import loosen_external_files
 from chrek.criu.process import Criu, CriuFailed, Settings
@@ -210,6 +211,7 @@ def _dump(
                 log=DUMP_LOG,
                 settings=request.settings,
                 control_groups=group.descriptors,
+                real_ids=limits.reading_ids(subject.tree),
                 page_server=plan.mode == "lazy",
                 check=progress.check,
             )

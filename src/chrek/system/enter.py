@@ -95,6 +95,10 @@ def become(spec: dict[str, object]) -> None:
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     for fd in spec["keep"]:  # type: ignore[attr-defined]
         os.set_inheritable(fd, True)
+    if spec["real_ids"]:
+        # The effective and the saved ids stay root's, and with them every capability (capabilities(7)).
+        os.setresgid(spec["real_ids"][1], -1, -1)  # type: ignore[index]
+        os.setresuid(spec["real_ids"][0], -1, -1)  # type: ignore[index]
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     os.execve(f"/proc/self/fd/{spec['program']}", spec["arguments"], spec["environment"])  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ class Spec:
         control_groups: descriptors of ``cgroup.procs`` files to join, opened for writing.
         keep_free: PIDs up to this one stay free for others; 0 leaves them alone.
         drop: numbers of capabilities to remove from the program's bounding set.
+        real_ids: real user and group id of the program, whose other ids stay ours; empty: ours.
         open_files: RLIMIT_NOFILE to ask for; what is not allowed is taken as far as it goes.
     """
 
@@ -43,6 +44,7 @@ class Spec:
     control_groups: list[int] = field(default_factory=list)
     keep_free: int = 0
     drop: list[int] = field(default_factory=list)
+    real_ids: list[int] = field(default_factory=list)
     open_files: int = 1 << 20
 
 
