@@ -309,28 +309,6 @@ def test_two_pods_of_one_id(place: Scene) -> None:
     _check_next_pod(place, row)
 
 
-def test_planted_files(place: Scene) -> None:
-    """A pipe as the ready file is no ready file; a signal path that leads out through a link is not followed."""
-    manifest = flow.job("planted", "planted", image=place.image)
-    script = "mkfifo /tmp/fifo; ln -s /etc /tmp/way; sleep 1000"
-    _main(manifest)["args"] = [COMMAND[0], "bash", "-c", script]
-    _main(manifest)["readinessProbe"] = {"exec": {"command": ["test", "-p", "/tmp/fifo"]}, "periodSeconds": 1}
-    _variable(manifest, "DYN_CHECKPOINT_READY_FILE", "/tmp/fifo")
-    _variable(manifest, "DYN_CHECKPOINT_SIGNAL_FILE", "/tmp/way/signal")
-    place.workspace.apply(manifest)
-    place.workspace.ready("planted")
-    # Another capture goes from beginning to end meanwhile: nothing hangs on the pipe.
-    place.workspace.apply(flow.job("beside", "beside", image=place.image))
-    assert flow.wait_annotation(place.workspace, "beside", flow.RESULT).startswith("created ")
-    assert flow.events(place.workspace, "planted") == []
-    done = place.workspace.exec("planted", "bash", "-c", "rm /tmp/fifo; echo ready > /tmp/fifo")
-    assert done.status == 0
-    flow.wait_annotation(place.workspace, "planted", flow.RESULT)
-    inside = place.workspace.exec("planted", "cat", "/etc/signal")
-    assert "planted" in inside.output
-    assert not (place.agent.store.parent / "signal").exists()
-
-
 def test_crash_loop_is_given_up(place: Scene) -> None:
     """After three restored starts in a row that lived less than a minute the next one is cold."""
     manifest = place.restored("loop")
