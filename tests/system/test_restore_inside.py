@@ -120,3 +120,15 @@ def test_fail_instead_of_cold(inside: Inside) -> None:
     copy = inside(env={"CRIU_LAZY_PAGES": "true", "CHREK_ON_RESTORE_FAILURE": "fail"})
     assert copy.wait() == 171
     assert "ready" not in copy.log
+
+
+def test_crash_loop_is_given_up(inside: Inside, scratch: Path) -> None:
+    """Of starts with one /dev/shm, as those of a container in a pod are, the fourth is cold after three short restored ones."""
+    for _ in range(3):
+        copy = inside(Mount.bind(scratch, "/dev/shm"))
+        _restored(copy)
+        copy.kill()
+        copy.wait()
+        copy.delete()
+    error = _cold(inside(Mount.bind(scratch, "/dev/shm")), Reason.RESTORE_GIVEN_UP)
+    assert "The last 3 restored starts" in error

@@ -263,7 +263,9 @@ class Restores:
             if start.failed and runtime.id not in self._told:
                 reason = Reason[start.reason]
                 words = f"{reason.code}: {reason.summary} {reason.cure}"
-                self._node.tell(pod, EventReason.RESTORE_FAILED, words, runtime.id)
+                given_up = reason is Reason.RESTORE_GIVEN_UP
+                kind = EventReason.RESTORE_GIVEN_UP if given_up else EventReason.RESTORE_FAILED
+                self._node.tell(pod, kind, words, runtime.id)
         streak = self._streaks.get(runtime.id, 0)
         counter = str(streak) if streak else None
         self._node.annotate(pod, {names.START_ANNOTATION: start.value, names.GIVEN_UP_ANNOTATION: counter})

@@ -19,6 +19,7 @@ little: no `dataclasses`, `typing`, `json` or `re` before the application runs.
 ``checkpointing`` a stale signal file before, a failed checkpoint's verdict after
 ``restoring``    who restores, and what follows when nobody does
 ``handover``     waiting for a restore and taking its tree over; ``letterbox`` reads the mailbox
+``lives``        how long the last restored starts lived
 ``clearing``     what a failed restore left: processes, changed files
 ``selfrestore``  the engine run from inside, as a child of PID 1
 ``report``       the log line, the termination message

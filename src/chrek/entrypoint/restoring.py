@@ -18,6 +18,7 @@ from chrek.entrypoint.environment import OnFailure
 from chrek.entrypoint.handover import Ended, Failed, Handover, Restored
 from chrek.entrypoint.init import Container, cold, publish
 from chrek.entrypoint.letterbox import Letterbox
+from chrek.entrypoint.lives import Lives
 from chrek.entrypoint.report import age
 from chrek.entrypoint.signals import ENDING, SIGPIPE, SIGXFSZ, read_signals
 from chrek.entrypoint.supervise import exit_code, supervise
@@ -57,11 +58,14 @@ def restore(container: Container) -> int:
         publish(container, mode, claim=token, deadline=seconds, mailbox=letters.writing if mode == "waiting" else None)
 
     handover = Handover(signals=container.signals, letters=letters, show=show, report=container.report)
+    lives: list[Lives] = []
     try:
-        outcome = _attempt(container, handover)
+        outcome = _attempt(container, handover, lives)
     except Exception as error:  # noqa: BLE001 - a fault of ours must not keep the application from starting
         outcome = Failed(reason=Reason.RESTORE_FAILED, message=f"The init has a fault: {error!r}.", touched=True)
     if isinstance(outcome, Restored):
+        for each in lives:
+            each.begin(restored=True)
         return _run(container, outcome, letters)
     letters.close()
     if isinstance(outcome, Ended):
@@ -69,11 +73,17 @@ def restore(container: Container) -> int:
         if os.getpid() != 1:  # of a PID namespace the kernel kills the rest
             kill_all()
         return 128 + outcome.signal
+    if outcome.reason is Reason.RESTORE_GIVEN_UP:
+        for each in lives:
+            each.begin(restored=False)
     return _after_failure(container, outcome)
 
 
-def _attempt(container: Container, handover: Handover) -> Restored | Failed | Ended:
-    """Let somebody restore; return what came of it."""
+def _attempt(container: Container, handover: Handover, lives: list[Lives]) -> Restored | Failed | Ended:
+    """Let somebody restore; return what came of it.
+
+    `lives` gets the count of short lives, where this container restores itself.
+    """
     settings = container.settings
     inside = may_restore(container.inherited.capabilities)
     if not _there(container):
@@ -88,6 +98,10 @@ def _attempt(container: Container, handover: Handover) -> Restored | Failed | En
             message = f"There is no {settings.checkpoint_dir}/checkpoint.done."
             return Failed(reason=Reason.NOT_FOUND, message=message, touched=False)
     if inside and _there(container):
+        lives.append(Lives())
+        if lives[0].given_up:
+            message = f"The last {lives[0].count} restored starts lived less than a minute."
+            return Failed(reason=Reason.RESTORE_GIVEN_UP, message=message, touched=False)
         late = (Reason.TIMEOUT, f"The restoring program did not begin within {ENGINE_START_LIMIT:g} s.")
         outcome = handover.wait(ENGINE_START_LIMIT, late, engine=_start_engine(container))
         if isinstance(outcome, Failed):
