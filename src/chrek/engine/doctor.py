@@ -59,7 +59,7 @@ REQUIRED_CAPABILITIES = {
 """linux/capability.h. NET_ADMIN: repair mode of TCP sockets."""
 
 WANTED_CAPABILITIES = {
-    "SYS_RESOURCE": (24, "applications of other users than root, and raising limits"),
+    "SYS_RESOURCE": (24, "applications whose processes have several users, and raising limits"),
     "CHECKPOINT_RESTORE": (40, "choosing process ids without more privileges"),
     "SYS_CHROOT": (18, "entering the mount namespaces of containers"),
     "MKNOD": (27, "device files and deletions in a container's changes"),
