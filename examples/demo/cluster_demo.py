@@ -33,7 +33,7 @@ sys.path[:0] = [str(REPO / "tests"), str(HERE)]  # the cluster is the one of the
 from cluster import flow  # noqa: E402
 from cluster.kube import Cluster, ClusterError, Layout, missing  # noqa: E402
 from cluster.kube.layout import KUBELET_ROOT  # noqa: E402
-from cluster.kube.lifecycle import borrowed  # noqa: E402
+from cluster.kube.lifecycle import borrowed, exclusive  # noqa: E402
 from cluster.workspace import Manifest, Workspace  # noqa: E402
 from cluster_images import Images, make_images  # noqa: E402
 
@@ -256,6 +256,11 @@ def _undisturbed() -> Iterator[None]:
 @contextlib.contextmanager
 def node(layout: Layout) -> Iterator[Cluster]:
     """A cluster for the demo; from one that was up already, the images that the demo brings are taken away again."""
+    try:
+        with exclusive(wait=0):
+            pass
+    except ClusterError:
+        say("another program uses this machine's test cluster; waiting for its end, ten minutes at most")
     with borrowed(layout, say) as cluster:
         before = cluster.images()
         try:
