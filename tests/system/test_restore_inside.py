@@ -45,6 +45,17 @@ def inside(container: Make, store: Store, criu_bundle: Path) -> Inside:
     return make
 
 
+LARGE = """
+import os, time
+data = os.urandom(64 << 20)
+print("ready", flush=True)
+while not os.path.exists("/tmp/dynamo-restored"):
+    time.sleep(0.02)
+print("ok restored", flush=True)
+time.sleep(1000)
+"""
+
+
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
     """Return a file system of its own."""
@@ -107,6 +118,33 @@ def test_plugin_of_criu(inside: Inside, tmp_path: Path) -> None:
     (folder / PLUGIN).touch()
     copy = inside(Mount.bind(folder, "/plugins", read_only=True), env={"CUDA_PLUGIN_DIR": "/plugins"})
     assert "CUDA_PLUGIN_DIR" in _cold(copy, Reason.KNOB_REFUSED)
+
+
+@pytest.mark.parametrize(("verify", "reason"), [("full", "CORRUPT"), ("off", None)])
+def test_how_much_is_verified(
+    container: Make, store: Store, criu_bundle: Path, verify: str, reason: str | None
+) -> None:
+    """CHREK_VERIFY decides whether a page that is another one is noticed; what is not compared is not noticed."""
+    command = [cycle.INIT, "--", "python3", "-c", LARGE]
+    source = cycle.start(container, command)
+    cycle.capture(source, store)
+    source.delete()
+    shard = max((Path(store.path) / "one/memory").glob("shard-*"), key=lambda path: path.stat().st_size)
+    with shard.open("r+b") as file:
+        file.seek(shard.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    mounts = [
+        Mount.bind(store.path, "/checkpoints", read_only=True),
+        Mount.bind(criu_bundle, "/opt/chrek/criu", read_only=True),
+    ]
+    environment = {"DYN_CHECKPOINT_HASH": "one", "CHREK_VERIFY": verify}
+    copy = container(command, privileged=True, env=environment, mounts=mounts)
+    if reason is None:
+        _restored(copy)
+    else:
+        assert "shard-" in _cold(copy, Reason[reason])
 
 
 def test_under_a_seccomp_profile(inside: Inside) -> None:

@@ -105,6 +105,23 @@ def test_process_that_ends_meanwhile(container: Make, store: Store, wide: int) -
     copy.wait_for("goes on")
 
 
+def test_what_criu_says(container: Make, store: Store) -> None:
+    """Where CRIU itself fails (a limit of processes, here), its own words are in the container's log; all it wrote is in /tmp."""
+    source = cycle.start(container, cycle.app("prefork"))
+    cycle.capture(source, store)
+    source.delete()
+    copy = cycle.waiting(container, cycle.app("beat"), pids=8)
+    with pytest.raises(RestoreFailed) as caught:
+        cycle.restore(copy, store)
+    assert caught.value.reason is Reason.RESTORE_FAILED
+    copy.wait_for("chrek: start=cold reason=RESTORE_FAILED")
+    assert "not restored: RESTORE_FAILED: CRIU could not restore the application: " in copy.err
+    assert "Resource temporarily unavailable" in copy.err
+    assert "Resource temporarily unavailable" in (copy.root / "tmp/criu-restore.log").read_text(errors="replace")
+    copy.wait_for("beat")
+    assert len(procfs.members("pid", copy.pid1)) == 2
+
+
 def test_files_that_other_pods_share(container: Make, store: Store, tmp_path: Path) -> None:
     """Signal and ready files on a volume of the node are other pods' as well: a restore leaves them, the marker counts."""
     volume = Mount.bind(tmp_path, "/signals")
