@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from chrek.system import procfs
+from chrek.system.ids import HostPid
+from chrekcli import until
 from cluster import flow
 from cluster.appimage import APPS
 from cluster.builder import Builder
@@ -149,6 +153,58 @@ def test_unprivileged_pod_is_captured_and_restored_by_the_agent(installed: Insta
     pod = workspace.ready("restored")
     assert flow.wait_annotation(workspace, "restored", flow.START).startswith("restored")
     assert flow.ask(pod)["token"] == token
+    words = ("exec", "daemonset/chrek-agent", "--", "chrek", "gc", "--max-count", "0", "--dry-run", "--json")
+    kept = {each["id"] for each in json.loads(installed.kubectl(*words))["kept"]}
+    assert "unprivileged" in kept
+
+
+def _worker(installed: Installed) -> HostPid:
+    """The agent's process that captures, once there is one."""
+    found: list[HostPid] = []
+
+    def look() -> bool:
+        pods = installed.workspace.core.list_namespaced_pod(
+            installed.workspace.namespace, label_selector="app.kubernetes.io/name=chrek"
+        ).items
+        groups = [each.metadata.uid for each in pods] + [each.metadata.uid.replace("-", "_") for each in pods]
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            pid = HostPid(int(name))
+            ours = any(group in (procfs.read_text(pid, "cgroup") or "") for group in groups)
+            if ours and any(word.endswith("/agent/worker.py") for word in procfs.command_line(pid)):
+                found.append(pid)
+        return bool(found)
+
+    until(look, "a capture is under way")
+    return found[0]
+
+
+def test_upgrade_with_a_capture_under_way(installed: Installed) -> None:
+    """The old agent undoes its capture and ends, the application lives, the new one captures it: one CheckpointCreated."""
+    workspace = installed.workspace
+    job = flow.job("upgraded", "upgraded", image=ENABLED)
+    job["spec"]["containers"][0]["env"].append({"name": "MODEL_MB", "value": "256"})
+    workspace.apply(job)
+    worker = _worker(installed)
+    # Held in the middle, so that the upgrade finds it there.
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        old = workspace.core.list_namespaced_pod(
+            workspace.namespace, label_selector="app.kubernetes.io/name=chrek"
+        ).items[0]
+        place = ("--namespace", workspace.namespace)
+        workspace.cluster.helm("upgrade", "chrek", CHART, *place, "--reuse-values", "--set", "capture.retries=1")
+        name = old.metadata.name
+        workspace.wait_pod(name, lambda pod: pod.metadata.deletion_timestamp is not None, what="old agent told to end")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    installed.kubectl("rollout", "status", "daemonset/chrek-agent", "--timeout=120s")
+    assert flow.wait_annotation(workspace, "upgraded", flow.RESULT, seconds=120).startswith("created ")
+    assert workspace.ended("upgraded").status.phase == "Succeeded"
+    assert flow.events(workspace, "upgraded") == ["CheckpointStarted", "CheckpointCreated"]
+    assert not list((installed.store / ".staging").iterdir())
+    workspace.apply(flow.restored("after-upgrade", "upgraded", image=ENABLED))
+    workspace.ready("after-upgrade")
+    assert flow.wait_annotation(workspace, "after-upgrade", flow.START).startswith("restored")
 
 
 def test_uninstall_needs_no_agent_to_delete_pods(installed: Installed) -> None:
