@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chrek.system import procfs
+from chrek.system import initpublish, procfs
 from cluster import flow
 from cluster.agents import Agent
 from cluster.appimage import app_image
@@ -121,6 +122,25 @@ def test_two_agents_of_one_node(place: Place, tmp_path: Path) -> None:
         assert place.ask(f"beside-{number}")["token"] == place.token
         generations = place.agent.store / ".generations" / f"both-{number}"
         assert [each.name for each in generations.iterdir()] == ["1"]
+
+
+def test_older_bundle(place: Place) -> None:
+    """For a pod whose bundle reads the first format only, that is what the agent writes; it restores from it as ever."""
+    own = Path(initpublish.__file__).read_text()
+    older = own.replace(f"READS_FORMAT = {initpublish.READS_FORMAT}\n", "READS_FORMAT = 1\n")
+    assert older != own
+    place.workspace.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "older"}, "data": {"initpublish.py": older}}
+    )
+    mounted = "/opt/chrek/lib/chrek/system/initpublish.py"
+    mount = {"name": "older", "mountPath": mounted, "subPath": "initpublish.py"}
+    job = flow.job("older", "older", image=place.image, volumeMounts=[mount])
+    job["spec"]["volumes"] = [{"name": "older", "configMap": {"name": "older"}}]
+    place.workspace.apply(job)
+    assert flow.wait_annotation(place.workspace, "older", flow.RESULT).startswith("created ")
+    assert json.loads((place.agent.store / "older" / "manifest.json").read_text())["format_version"] == 1
+    assert place.start(place.restored("from-older", "older")).startswith("restored ")
+    assert place.ask("from-older")["token"] == flow.token(place.workspace.logs("older"))
 
 
 def test_killed_agent_repeats_nothing(place: Place) -> None:

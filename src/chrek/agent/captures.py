@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from chrek.kube import Pod, PodContainer
     from chrek.kube.selection import Choice
     from chrek.runtime.container import Container as RuntimeContainer
+    from chrek.system.ids import HostPid
 
 SOON: Final = 0.5
 LATER: Final = 2.0
@@ -241,6 +242,7 @@ class Captures:
     def _request(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> dict[str, object]:
         return {
             "verb": "capture",
+            "format": format_for(case.runtime.pid),
             "pid1": case.runtime.pid,
             "store": case.store,
             "id": case.choice.checkpoint_id,
@@ -372,6 +374,15 @@ def _is_being_written(case: _Case) -> bool:
         return False
 
 
+def format_for(pid1: HostPid) -> int:
+    """Return the newest format that both this agent and the container's own bundle know.
+
+    Raises:
+        Refused: APP_NOT_FOUND, it is no init of ours.
+    """
+    return min(FORMAT_VERSION, initstate.read_state(pid1).reads_format)
+
+
 def image_of(runtime: RuntimeContainer) -> str:
     """Return what says most about a container's image."""
     return runtime.image_digest or runtime.image_ref or runtime.image
@@ -383,7 +394,7 @@ def _differences(case: _Case, manifest: Manifest) -> list[str]:
     pairs = (
         ("its command", there.command, command),
         ("its image", there.image, image_of(case.runtime)),
-        ("its format", manifest.format_version, FORMAT_VERSION),
+        ("its format", manifest.format_version, format_for(case.runtime.pid)),
     )
     found = [f"{what} is {old}, this pod's {new}" for what, old, new in pairs if old is not None and old != new]
     return [*found, *gpu.differing(manifest, case.container)]

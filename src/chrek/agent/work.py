@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from chrek.artifact import written
 from chrek.criu.bundle import VARIABLE, Bundle
 from chrek.errors import CaptureFailed, ChrekError, ExitCode, Reason, Refused, RestoreFailed, UsageError
 
@@ -72,7 +73,7 @@ def run(request: Mapping[str, object], *, stop: Stop, on_phase: Callable[[str], 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # A bare interpreter knows no installation prefix to look for CRIU below.
-        env={**os.environ, VARIABLE: str(Bundle.find().path)},
+        env={**os.environ, VARIABLE: str(Bundle.find().path), **_format(request)},
         # Its traceback, should there be one, belongs into the agent's log.
         stderr=None,
         start_new_session=True,
@@ -114,6 +115,10 @@ def run(request: Mapping[str, object], *, stop: Stop, on_phase: Callable[[str], 
     if error is not None:
         raise _error(error)
     raise _died(request, process.returncode, phase, time.monotonic() - began)
+
+
+def _format(request: Mapping[str, object]) -> dict[str, str]:
+    return {written.VARIABLE: str(request["format"])} if "format" in request else {}
 
 
 def _error(fields: Mapping[str, Any]) -> ChrekError:

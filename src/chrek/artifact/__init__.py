@@ -7,7 +7,6 @@ they get there, is `chrek.store`.
 from chrek.artifact.checkpoint import Checkpoint, open_checkpoint_directory
 from chrek.artifact.digest import BLOCK_SIZE, FASTEST, Algorithm, Blocks, BlocksBuilder, FileEntry
 from chrek.artifact.manifest import (
-    FORMAT_VERSION,
     Application,
     Environment,
     Facts,
@@ -24,11 +23,13 @@ from chrek.artifact.manifest import (
 from chrek.artifact.marker import Marker, read_marker
 from chrek.artifact.names import checkpoint_id, is_checkpoint_id, timestamp, unix_time
 from chrek.artifact.verify import Level, Problem, Progress, Report, is_pool_blob
+from chrek.artifact.written import FORMAT_VERSION, WRITTEN
 
 __all__ = [
     "BLOCK_SIZE",
     "FASTEST",
     "FORMAT_VERSION",
+    "WRITTEN",
     "Algorithm",
     "Application",
     "Blocks",

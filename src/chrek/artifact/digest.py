@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from chrek.artifact.written import WRITTEN
 from chrek.system import gmac
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Algorithm(Enum):
         return digest.digest()
 
 
-FASTEST: Final = Algorithm.GMAC if gmac.available() else Algorithm.SHA256
+FASTEST: Final = Algorithm.GMAC if gmac.available() and WRITTEN > 1 else Algorithm.SHA256
 """What blocks are digested with when they are written."""
 
 
@@ -168,7 +169,7 @@ class FileEntry:
     @classmethod
     def of_blocks(cls, blocks: Blocks) -> FileEntry:
         """Return the entry of a bulk file."""
-        digest: Literal["gmac", "sha256"] = blocks.algorithm.value
+        digest: Literal["gmac", "sha256"] | None = blocks.algorithm.value if WRITTEN > 1 else None
         return cls(size=blocks.size, block_size=blocks.block_size, digest=digest, blocks=blocks.digests)
 
     @classmethod

@@ -20,11 +20,11 @@ from chrek.artifact import strictjson
 from chrek.artifact.codec import decode, encode, open_section
 from chrek.artifact.digest import FileEntry
 from chrek.artifact.names import check_file_path, is_checkpoint_id, unix_time
+from chrek.artifact.written import FORMAT_VERSION, WRITTEN
 from chrek.errors import Reason, Refused
 from chrek.system.ids import NsPid
 
 FILE_NAME: Final = "manifest.json"
-FORMAT_VERSION: Final = 2
 MAX_BYTES: Final = strictjson.MAX_BYTES
 
 
@@ -176,7 +176,7 @@ class Manifest:
     open_files: tuple[OpenFile, ...] = ()
     volumes: tuple[Volume, ...] = ()
     side_files: tuple[SideFile, ...] = ()
-    format_version: int = FORMAT_VERSION
+    format_version: int = WRITTEN
 
     def __post_init__(self) -> None:
         if not is_checkpoint_id(self.checkpoint_id):

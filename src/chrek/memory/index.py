@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from chrek.artifact import Algorithm, Blocks, FileEntry
+from chrek.artifact import WRITTEN, Algorithm, Blocks, FileEntry
 from chrek.errors import Reason, Refused
 from chrek.memory.ranges import MAX_PID, PAGE, USER_TOP
 from chrek.system.ids import NsPid
@@ -138,7 +138,7 @@ class Index:
             (
                 _HEADER.pack(
                     _MAGIC,
-                    VERSION,
+                    min(VERSION, WRITTEN),
                     PAGE,
                     self.block_size,
                     len(self.files),

@@ -38,6 +38,9 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 _MFD_NOEXEC_SEAL = 0x8
 """Linux 6.3; without it a kernel with vm.memfd_noexec=2 refuses the memfd."""
 
+READS_FORMAT = 2
+"""The newest format of checkpoints that the bundle of this init reads."""
+
 LETTER_MAX = 4096
 """PIPE_BUF of Linux: a letter in the mailbox is written whole or not at all."""
 HEARTBEAT_LIMIT = 10.0
@@ -74,6 +77,7 @@ class InitState:
         deadline: seconds that this mode may last before the init goes on without; None is for ever.
         reason: the reason code of a cold start, empty when nothing kept it from restoring.
         seconds: from the start of the init to the start of the application.
+        reads_format: the newest format of checkpoints that its bundle reads; one that does not say so reads the first.
     """
 
     mode: str
@@ -85,6 +89,7 @@ class InitState:
     deadline: float | None = None
     reason: str = ""
     seconds: float | None = None
+    reads_format: int = READS_FORMAT
 
 
 class Publisher:

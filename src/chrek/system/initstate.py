@@ -168,6 +168,7 @@ def _decode(data: bytes) -> InitState | None:
             deadline=_seconds(fields["deadline"]),
             reason=_text(fields["reason"]),
             seconds=_seconds(fields["seconds"]),
+            reads_format=max(1, _integer(fields.get("reads_format", 1), 2**31 - 1)),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
