@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from chrek.system import procfs
 from cluster import flow
 from cluster.agents import Agent
 from cluster.appimage import app_image
@@ -60,7 +59,6 @@ class Shape:
         spec, main: what it changes in the pod's spec, and in that container.
         before, after: what its application does before it is ready, and after the checkpoint or restore.
         sidecar: a second container stands beside it.
-        user: it runs as another user than root.
         code: why it is refused; empty: it works.
         says: a part of the refusal's message.
     """
@@ -74,7 +72,6 @@ class Shape:
     before: str = ""
     after: str = ""
     sidecar: bool = False
-    user: bool = False
     code: str = ""
     says: str = ""
 
@@ -129,7 +126,7 @@ WORKS = (
     ),
     Shape(name="host-network", guide="`hostNetwork: true`", spec={"hostNetwork": True}),
     Shape(name="terminal", guide="`tty: true`", main={"tty": True, "stdin": True}, before=TERMINAL, after=TERMINAL),
-    Shape(name="non-root", guide="non-root", main={"securityContext": RESTRICTED}, user=True),
+    Shape(name="non-root", guide="non-root", main={"securityContext": RESTRICTED}),
 )
 
 REFUSED = (
@@ -232,16 +229,9 @@ def _word(log: str, before: str) -> str:
     return log.partition(f"{before}: ")[2].split()[0]
 
 
-def _has_sys_resource() -> bool:
-    state = procfs.status(os.getpid())
-    return state is not None and bool(state.capabilities["CapEff"] >> 24 & 1)
-
-
 @pytest.mark.parametrize("shape", WORKS, ids=lambda shape: shape.name)
 def test_works(scene: Scene, shape: Shape) -> None:
     """The pod is captured, its job ends well, and a pod of the same shape goes on with the same memory."""
-    if shape.user and not _has_sys_resource():
-        pytest.skip("needs CAP_SYS_RESOURCE: CRIU reads and sets the limits of another user's processes")
     scene.workspace.apply(scene.source(shape))
     source, copy = f"{shape.name}-source", f"{shape.name}-copy"
     result = flow.wait_annotation(scene.workspace, source, flow.RESULT)
@@ -274,6 +264,18 @@ def test_refused(scene: Scene, shape: Shape) -> None:
     assert said.startswith(f"{shape.code}: ")
     assert shape.says in said
     assert not (scene.agent.store / shape.name).exists()
+
+
+def test_probes_during_a_capture(scene: Scene) -> None:
+    """A liveness probe of every second that bears the freeze, and a readiness probe of every second, neither end nor repeat it."""
+    manifest = scene.source(Shape(name="probed", guide="", before="weights = os.urandom(200 << 20)"))
+    alive = {"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 30, "timeoutSeconds": 1}
+    manifest["spec"]["containers"][0]["livenessProbe"] = alive
+    scene.workspace.apply(manifest)
+    assert flow.wait_annotation(scene.workspace, "probed-source", flow.RESULT).startswith("created ")
+    (status,) = scene.workspace.ended("probed-source").status.container_statuses
+    assert (status.state.terminated.exit_code, status.restart_count) == (0, 0)
+    assert flow.events(scene.workspace, "probed-source") == ["CheckpointStarted", "CheckpointCreated"]
 
 
 _numbers = itertools.count()
