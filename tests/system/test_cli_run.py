@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -420,3 +421,26 @@ def test_json_says_how_it_started(store: Path, tmp_path: Path) -> None:
     """With --json the last line of standard error is an object with the start and the exit code."""
     done = chrek("run", "--id", "x", "--json", "--", "sh", "-c", "exit 3", store=store)
     assert done.stderr.splitlines()[-1] == '{"id": "x", "start": "cold", "exit_code": 3}'
+
+
+KILLED_BEFORE_ITS_CLAIM = """
+import os, signal, sys
+def profile(frame, event, _):
+    if event == "call" and frame.f_code.co_qualname == "claim":
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.setprofile(profile)
+import chrek.cli
+chrek.cli.main()
+"""
+
+
+def test_restorer_that_dies_before_its_claim(store: Path, tmp_path: Path) -> None:
+    """The init is told that nobody will come, and starts cold without waiting for its deadline."""
+    saved(store, tmp_path)
+    command = [sys.executable, "-c", KILLED_BEFORE_ITS_CLAIM, "run", "--id", "x", "--", "sh", "-c", "exit 7"]
+    done = subprocess.run(
+        command, env={**os.environ, "CHREK_STORE": str(store)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert "start=cold reason=RESTORE_FAILED" in done.stderr
+    assert "ended before it began (-9)" in done.stderr

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -69,8 +71,9 @@ def start(request: Start) -> NoReturn:
     environment = environment_of(request, os.environ, restoring=restoring)
     command = command_of(request.arguments, os.environ, environment)
     started = foreground.start(command, environment, beside)
+    restorer = _Restorer(engine[0], HostPid(started.pid1)) if engine else None
     code = foreground.wait(started)
-    restored = bool(engine) and os.waitstatus_to_exitcode(os.waitpid(engine[0], 0)[1]) == 0
+    restored = restorer is not None and restorer.code() == 0
     if request.as_json:
         how = "restored" if restored else "cold"
         sys.stderr.write(json.dumps({"id": request.checkpoint_id, "start": how, "exit_code": code}) + "\n")
@@ -126,6 +129,32 @@ def command_of(arguments: Sequence[str], ours: Mapping[str, str], environment: M
     """Return the command, given back what was kept from PID 1 because it would take it for its own (``DEBUG``)."""
     kept = [f"{name}={ours[name]}" for name in _CONTAINERS_OWN[2:] if name in ours and name not in environment]
     return ["/usr/bin/env", *kept, *arguments] if kept else list(arguments)
+
+
+class _Restorer:
+    """The restoring process, watched: an init that it has left without a word need not wait for it."""
+
+    def __init__(self, pid: int, pid1: HostPid) -> None:
+        self._pid = pid
+        self._pid1 = pid1
+        self._code = int(ExitCode.FAILED)
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="restorer", daemon=True).start()
+
+    def code(self) -> int:
+        """Wait for its end; return how it ended."""
+        self._ended.wait()
+        return self._code
+
+    def _watch(self) -> None:
+        # The main thread alone acts on signals.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        self._ended.set()
+        if self._code:
+            # An init that has been told already, or ends, gives no claim any more.
+            with suppress(ChrekError), claim(self._pid1, patience=CLAIM_SECONDS) as mailbox:
+                mailbox.failed(Reason.RESTORE_FAILED, f"The restoring program ended before it began ({self._code}).")
 
 
 def _restore_beside(request: Start, pid1: HostPid) -> int:
