@@ -337,8 +337,7 @@ class Reason(Enum):
     )
     PRIVILEGE_EXCEEDED = (
         "The checkpoint asks for more privilege than this container's PID 1 has.",
-        "Give the restoring container the same security context as the captured one. Where capabilities or seccomp filters"
-        " differ, allowing PRIVILEGE_EXCEEDED takes from the restored processes what this container does not have.",
+        "Give both containers the same security context; or allow it, where capabilities or seccomp filters can be cut down.",
     )
     MEMORY_LIMIT = (
         "The container's memory limit is lower than what this needs.",

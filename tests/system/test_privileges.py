@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from typing import Any
 
 import pytest
@@ -142,3 +144,21 @@ def test_from_no_profile(container: Make, store: Store) -> None:
         assert state.no_new_privs
         assert state.capabilities["CapBnd"] == 0
         assert needed in seccomp_filters(state.pid)
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o755])
+def test_programs_of_another_user(container: Make, store: Store, mode: int) -> None:
+    """A program in the checkpoint that would give a user's container root's rights is refused, unless it gives none there."""
+    user: dict[str, Any] = {"uid": 1000, "no_new_privs": False}
+    source = cycle.start(container, APP, **user)
+    source.exec(["cp", "/bin/dash", "/var/tmp/gain"], user="0:0")
+    gain = source.root / "var/tmp/gain"
+    gain.chmod(mode)
+    if mode == 0o755:  # instead: the capability net_raw, permitted and effective (linux/capability.h, VFS_CAP_REVISION_2)
+        os.setxattr(gain, "security.capability", struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0))
+    cycle.capture(source, store)
+    source.delete()
+    assert "var/tmp/gain" in refused(container, store, **user).message
+    copy = cycle.waiting(container, APP, uid=1000, no_new_privs=True)
+    cycle.restore(copy, store, allow=ALLOWED)
+    copy.wait_for("ok restored")

@@ -23,10 +23,15 @@ from chrek.rootfs.apply import apply, put_file, take_file
 from chrek.rootfs.archive import read_archive
 from chrek.rootfs.journal import Journal
 from chrek.rootfs.links import remove_links
+from chrek.rootfs.member import Kind
+from chrek.system import procfs
 
 if TYPE_CHECKING:
     from chrek.artifact import Checkpoint, Volume
     from chrek.engine.container import Container
+    from chrek.rootfs.archive import Archive
+
+_CAP_SETUID = 7
 
 
 class Replay:
@@ -107,7 +112,9 @@ class Replay:
     def _apply(self, name: str, journal: Journal, at: bytes) -> None:
         fd = self._checkpoint.open(name)
         try:
-            applied = apply(read_archive(fd, name=name), journal, at=at)
+            archive = read_archive(fd, name=name)
+            _refuse_privileged(archive, self._container)
+            applied = apply(archive, journal, at=at)
         finally:
             os.close(fd)
         self.warnings += [f"{path} of {name} lies under another mount here" for path in applied.shadowed]
@@ -174,6 +181,33 @@ class Replay:
             yield journal, inner, parent
         finally:
             os.close(parent)
+
+
+def _refuse_privileged(archive: Archive, container: Container) -> None:
+    """Refuse programs that would give the application another user's rights when it runs them.
+
+    No application without privileges could have made them, but whoever can write to the store could. Where PID 1
+    is root or may become anybody they add nothing, and under no_new_privs nobody gains by them.
+
+    Raises:
+        Refused: ``PRIVILEGE_EXCEEDED``, or ``CLAIM_LOST`` when PID 1 is gone.
+    """
+    limit = procfs.status(container.pid1)
+    if limit is None:
+        raise Refused(Reason.CLAIM_LOST, f"Process {container.pid1} is gone.")
+    if limit.no_new_privs or 0 in limit.uids or limit.capabilities["CapPrm"] >> _CAP_SETUID & 1:
+        return
+    for member in archive.members:
+        mode, owner, group = member.meta.mode, member.meta.uid, member.meta.gid
+        as_user = mode & stat.S_ISUID and owner not in limit.uids
+        # Without the right to run it for the group, the bit asks for mandatory locks.
+        as_group = mode & stat.S_ISGID and mode & stat.S_IXGRP and group not in {*limit.gids, *limit.groups}
+        capable = any(key == "security.capability" for key, _ in member.meta.xattrs)
+        if member.kind is Kind.FILE and (as_user or as_group or capable):
+            what = "file capabilities" if capable else f"mode {mode:o} and owner {owner}:{group}"
+            message = f"{archive.name} would make {fds.shown(member.path)} with {what}; PID 1 is user {limit.uids[0]}."
+            cure = "Leave the file out by a pattern, or set allowPrivilegeEscalation: false, under which it gives no rights."
+            raise Refused(Reason.PRIVILEGE_EXCEEDED, message, cure=cure)
 
 
 def write_file(directory: int, name: bytes, content: bytes) -> None:
