@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chrek.system import initpublish, procfs
+from chrek.system import initpublish
 from cluster import flow
 from cluster.agents import Agent
 from cluster.appimage import app_image
@@ -156,9 +156,6 @@ def test_killed_agent_repeats_nothing(place: Place) -> None:
 
 def test_restricted_namespace(cluster: Cluster, tmp_path: Path) -> None:
     """A non-root pod that the restricted standard admits is captured and restored."""
-    state = procfs.status(os.getpid())
-    if state is None or not state.capabilities["CapEff"] >> 24 & 1:
-        pytest.skip("needs CAP_SYS_RESOURCE: CRIU reads and sets the limits of another user's processes")
     with Workspace.make(cluster, f"restricted-{os.getpid()}") as workspace, Agent(workspace, tmp_path) as agent:
         labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
         workspace.core.patch_namespace(workspace.namespace, labels)
