@@ -19,8 +19,13 @@ from chrek.artifact.manifest import manifest_digest
 from chrek.artifact.marker import Marker
 from chrek.criu.images import Image, read_one
 from chrek.criu.messages import Core, Credentials, GhostFile, NamespaceIds, Seccomp, SeccompFilter
+from chrek.engine.progress import Progress
+from chrek.engine.restore import Request, restore
 from chrek.errors import ChrekError, Reason
 from chrek.store.layout import Store
+from chrek.system import procfs
+from chrek.system.initstate import application
+from chrek.system.mailbox import Mailbox
 from containers import needs
 from system import cycle
 from system.cycle import Make
@@ -257,3 +262,27 @@ def test_forgeries(container: Make, store: Store) -> None:
     copy = cycle.waiting(container, cycle.app("beat"), f"forged-{len(FORGERIES)}", seccomp=PROFILE)
     cycle.restore(copy, store, f"forged-{len(FORGERIES)}")
     copy.wait_for("chrek: start=restored")
+
+
+def test_exchanged_after_the_check(container: Make, store: Store) -> None:
+    """Images that are exchanged between the check and CRIU change nothing: what was checked is what is restored."""
+    source = cycle.start(container, cycle.app("beat"))
+    cycle.capture(source, store)
+    source.delete()
+    home = (Path(store.path) / "one").resolve()
+    copy = cycle.waiting(container, cycle.app("beat"))
+
+    def exchange(phase: str, done: int, total: int) -> None:
+        if phase == "files":
+            credentials(all_capabilities)(home)
+            (home / "images/mountpoints-12.img").write_bytes(struct.pack("<II", 0x54564319, 0x55554B50))
+
+    with Mailbox.claim(copy.pid1, by="test") as mailbox:
+        request = Request(pid1=copy.pid1, mailbox=mailbox, store=store, checkpoint_id="one")
+        restore(request, Progress(listener=exchange))
+    assert (home / "images/mountpoints-12.img").exists()
+    copy.wait_for("chrek: start=restored")
+    limit, state = procfs.status(copy.pid1), procfs.status(application(copy.pid1))
+    assert limit is not None
+    assert state is not None
+    assert state.capabilities == limit.capabilities
