@@ -6,17 +6,13 @@ import _signal  # type: ignore[import-not-found] # what `signal` wraps, without 
 import os
 
 from chrek.entrypoint import checkpointing, child
-from chrek.entrypoint.environment import Mode, Settings, parse
-from chrek.entrypoint.inherited import Inherited, command, inherited
-from chrek.entrypoint.report import Report, age
+from chrek.entrypoint.environment import Mode, parse
+from chrek.entrypoint.inherited import command, inherited
+from chrek.entrypoint.report import Report
 from chrek.entrypoint.signals import SIGCHLD, bit, block_all, open_signals
-from chrek.entrypoint.supervise import exit_code, supervise
-from chrek.entrypoint.terminal import controlling_terminal, let_go
-from chrek.entrypoint.values import Block
-from chrek.errors import ChrekError, ExitCode, Reason, UsageError
-from chrek.system.initpublish import InitState, Publisher, high, process
-from chrek.system.record import record
-from chrek.system.seccomp import changes_nothing_else
+from chrek.entrypoint.steps import Container, cold, publish
+from chrek.errors import ChrekError, Reason, UsageError
+from chrek.system.initpublish import Publisher, high
 from chrek.system.syscalls import prctl
 
 TYPE_CHECKING = False  # see chrek.system.ids
@@ -26,18 +22,6 @@ if TYPE_CHECKING:
 
 
 USAGE = "usage: restore-entrypoint [--] COMMAND [ARGUMENT…]"
-
-
-@record
-class Container:
-    """What all steps share."""
-
-    settings: Settings
-    inherited: Inherited
-    arguments: tuple[bytes, ...]
-    report: Report
-    publisher: Publisher
-    signals: int
 
 
 def main(arguments: Sequence[str], blocked: Iterable[int]) -> int:
@@ -80,64 +64,6 @@ def _run(container: Container) -> int:
     return code
 
 
-def cold(container: Container, *, reason: str) -> int:
-    """Start the original command and supervise it; return the exit code.
-
-    `reason` is why it was not restored, empty when nothing asked for that.
-    """
-    settings, report = container.settings, container.report
-    terminal = controlling_terminal()
-    if terminal is not None:
-        let_go(terminal)
-    block = _block_io_uring(container)
-    plan = child.Plan(
-        arguments=container.arguments,
-        inherited=container.inherited,
-        terminal=terminal,
-        block_io_uring=block,
-        set_no_new_privs=settings.block_io_uring is Block.TRUE,
-    )
-    try:
-        application = child.start(plan)
-    except child.ExecFailed as error:
-        report.ending(str(error))
-        return error.code
-    seconds = age()
-    report.started("cold", reason or "none", seconds)
-    publish(container, "cold", application=application, reason=reason, seconds=seconds)
-    return exit_code(supervise(application, container.signals))
-
-
-def publish(
-    container: Container,
-    mode: str,
-    *,
-    application: int | None = None,
-    claim: str = "",
-    mailbox: int | None = None,
-    deadline: float | None = None,
-    reason: str = "",
-    seconds: float | None = None,
-) -> None:
-    """Publish a state; without one the application runs all the same, and cannot be checkpointed."""
-    try:
-        container.publisher.publish(
-            InitState(
-                mode=mode,
-                init=process(os.getpid()),
-                app=None if application is None else process(application),
-                checkpoint_id=container.settings.checkpoint_id,
-                mailbox=mailbox,
-                claim=claim,
-                deadline=deadline,
-                reason=reason,
-                seconds=seconds,
-            )
-        )
-    except OSError as error:
-        container.report.line(f"cannot publish the init's state, so no checkpoint can be taken: {error}")
-
-
 def _become_init() -> int:
     """Take over what PID 1 must do; return the descriptor of all signals."""
     # Inherited as ignored, it would make the kernel throw the application's exit status away.
@@ -157,16 +83,6 @@ def _mask(blocked: Iterable[int]) -> int:
     return sum({bit(number) for number in blocked}) | hidden
 
 
-def _block_io_uring(container: Container) -> bool:
-    wish = container.settings.block_io_uring
-    if wish is not Block.AUTO:
-        return wish is Block.TRUE
-    possible = changes_nothing_else(container.inherited.capabilities)
-    if not possible:
-        container.report.debug("io_uring and MPTCP are not hidden: neither no_new_privs nor CAP_SYS_ADMIN here")
-    return possible
-
-
 def _command(arguments: Sequence[str]) -> tuple[bytes, ...]:
     rest = arguments[1:] if arguments and arguments[0] == "--" else arguments
     if not arguments or not rest:
@@ -174,6 +90,3 @@ def _command(arguments: Sequence[str]) -> tuple[bytes, ...]:
     if rest is arguments and rest[0].startswith("-"):
         raise UsageError(Reason.BAD_VALUE, f"Unknown option {rest[0]!r}; {USAGE}.", cure="Options end with --.")
     return command(rest)
-
-
-__all__ = ["Container", "ExitCode", "cold", "main", "publish"]

@@ -16,11 +16,11 @@ from chrek.entrypoint.checkpointing import signal_file
 from chrek.entrypoint.clearing import kill_all, undo_files
 from chrek.entrypoint.environment import OnFailure
 from chrek.entrypoint.handover import Ended, Failed, Handover, Restored
-from chrek.entrypoint.init import Container, cold, publish
 from chrek.entrypoint.letterbox import Letterbox
 from chrek.entrypoint.lives import Lives
 from chrek.entrypoint.report import age
 from chrek.entrypoint.signals import ENDING, SIGPIPE, SIGXFSZ, read_signals
+from chrek.entrypoint.steps import Container, cold, publish
 from chrek.entrypoint.supervise import exit_code, supervise
 from chrek.errors import ExitCode, Reason, RestoreFailed
 from chrek.system.record import changed
