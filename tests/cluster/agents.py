@@ -23,7 +23,9 @@ MORTAL = Path(__file__).with_name("mortal.py")
 class Agent:
     """`chrek agent` for one namespace, or for all; a context manager."""
 
-    def __init__(self, workspace: Workspace, folder: Path, *, kubeconfig: Path | None = None, **settings: Any) -> None:
+    def __init__(self, workspace: Workspace, folder: Path, **settings: Any) -> None:
+        """Prepare one with these settings; ``kubeconfig`` among them is another way into the API."""
+        kubeconfig = settings.pop("kubeconfig", workspace.cluster.kubeconfig)
         self.store = Path(settings.get("store", folder / "store"))
         self.store.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
@@ -38,7 +40,7 @@ class Agent:
             "--config",
             str(self._config),
             "--kubeconfig",
-            str(kubeconfig or workspace.cluster.kubeconfig),
+            str(kubeconfig),
         ]
         places = {"NODE_NAME": workspace.cluster.node, "POD_NAMESPACE": workspace.namespace}
         self._environment = {**os.environ, **places}

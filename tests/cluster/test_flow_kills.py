@@ -71,6 +71,23 @@ def test_killed_during_a_capture(place: Place, step: str, alone: bool) -> None:
         assert checkpoint.verify(Level.FULL).ok
 
 
+@pytest.mark.parametrize("step", ["signalled", "told"])
+def test_killed_during_a_refusal(place: Place, step: str) -> None:
+    """The pod has ended upon its signal file when the next agent comes, which says once what it was refused for."""
+    name = f"no-{step}"
+    place.agent.stop(signal.SIGKILL)
+    place.agent.start(until=CAPTURE[step])
+    job = flow.job(name, name, image=place.image, securityContext=NOTHING)
+    del job["spec"]["containers"][0]["readinessProbe"]
+    place.workspace.apply(job)
+    assert place.agent.wait() == -signal.SIGKILL
+    assert place.workspace.ended(name).status.container_statuses[0].state.terminated.exit_code == 172
+    place.agent.start()
+    assert flow.wait_annotation(place.workspace, name, flow.RESULT).startswith("refused/NO_READINESS_PROBE ")
+    assert flow.wait_event(place.workspace, name, "CheckpointRefused").startswith("NO_READINESS_PROBE: ")
+    assert flow.events(place.workspace, name) == ["CheckpointRefused"]
+
+
 KILLED = [(name, False) for name in RESTORE] + [("criu", True), ("fill", True)]
 
 

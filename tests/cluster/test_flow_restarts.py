@@ -1,12 +1,9 @@
-"""Kubelet, containerd and API server go away and come back around the agent; what it costs when nothing happens."""
+"""Kubelet, containerd and API server go away and come back around the agent."""
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,25 +20,11 @@ def place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield it
 
 
-def test_idle_cost(place: Place, record_property: Callable[[str, object], None]) -> None:
-    """An agent with nothing to do stays under 200 MB of its own memory and uses next to no processor time."""
+def test_memory(place: Place) -> None:
+    """An agent stays under 200 MB of its own memory; what it costs in time is for benchmarks/agent_idle.py to say."""
     status = Path(f"/proc/{place.agent.pid}/status").read_text()
     resident = int(status.partition("RssAnon:")[2].split()[0]) * 1024
-    ticks = os.sysconf("SC_CLK_TCK")
-
-    def used() -> float:
-        fields = Path(f"/proc/{place.agent.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / ticks
-
-    before, began = used(), time.monotonic()
-    # A measurement over time, not a wait for something.
-    time.sleep(20)
-    share = (used() - before) / (time.monotonic() - began)
-    record_property("resident", resident)
-    record_property("share of a core", share)
-    sys.stdout.write(f"agent idle: {resident / 1e6:.0f} MB anonymous, {share:.2%} of a core\n")
     assert resident < 200e6
-    assert share < 0.05
 
 
 @pytest.mark.parametrize("program", ["containerd", "kubelet", "kube-apiserver"])
