@@ -77,7 +77,9 @@ class Replay:
         """Let the changes stay."""
         self._kept = True
         for journal in self._journals.values():
-            journal.commit()
+            # An application that ended at once takes its container along, and the runtime the container's files.
+            with suppress(FileNotFoundError):
+                journal.commit()
 
     def files(self) -> None:
         """Apply the root file system's changes and the volumes.
