@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -20,7 +21,7 @@ from chrek.criu import features
 from chrek.criu.bundle import Bundle, OpenBundle
 from chrek.criu.messages import Answer, CgroupMode, InheritFd, NetworkLock, Notification, Options, Request, RequestType
 from chrek.criu.rpc import Client, CriuGone
-from chrek.system import launch
+from chrek.system import launch, procfs
 from chrek.system.ids import HostPid
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 
 GHOST_LIMIT = (1 << 32) - 1
 """The largest deleted file CRIU may carry: the RPC field has 32 bits."""
+
+DUMP_GRACE = 60.0
+"""Seconds for CRIU to let an application go once it was hung up on. Pinning 100 GB, in which it does not listen, takes 13 s.
+Killing it then is the lesser evil: in most states the kernel lets the application run on, and frozen it serves nobody."""
+
+RESTORE_GRACE = 10.0
+"""The same for a half-restored tree, which goes with it."""
 
 # CRIU runs as root inside the container and needs much, but never these: loading modules, raw I/O,
 # rebooting, making devices. What is not in its bounding set, no image can make it do.
@@ -107,6 +115,7 @@ class Criu:
         self._stack = ExitStack()
         self._helper: subprocess.Popen[bytes] | None = None
         self._pages: socket.socket | None = None
+        self._grace = DUMP_GRACE
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the stack
 
     def __enter__(self) -> Self:
@@ -158,7 +167,15 @@ class Criu:
     def _hang_up(self) -> None:
         self._client.close()
         self.end_pages()
-        if self._helper is not None:
+        if self._helper is None:
+            return
+        try:
+            self._helper.wait(self._grace)
+        except subprocess.TimeoutExpired:
+            # Children first; the helper ends by itself once it has reaped CRIU.
+            for pid in reversed(procfs.tree(self.helper)[1:] or [self.helper]):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._helper.wait()
 
     @property
@@ -206,6 +223,7 @@ class Criu:
         Raises:
             CriuFailed: it did not work; nothing of the tree is left.
         """
+        self._grace = RESTORE_GRACE
         options = self._common()
         options.inherit_fd = [InheritFd(key=key, fd=fd) for key, fd in self.inherit.items()]
         options.lsm_profile = lsm_profile
