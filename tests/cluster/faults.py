@@ -35,10 +35,17 @@ def mounted_store(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(store)], check=True)
 
 
+def no_stand_in() -> str:
+    """Why there is no stand-in of NVIDIA's libraries here; empty: there is one."""
+    if Path("/dev/nvidiactl").exists():
+        return "this machine has a driver of its own"
+    return "" if cudastandin.compiler() else "needs a C compiler for the stand-in driver"
+
+
 @contextlib.contextmanager
 def stand_in_driver(folder: Path) -> Iterator[None]:
     """Let programs that are started now find NVIDIA's libraries, with one GPU; a machine that has a driver keeps it."""
-    if Path("/dev/nvidiactl").exists() or cudastandin.compiler() is None:
+    if no_stand_in():
         yield
         return
     standin = cudastandin.StandIn(folder, cudastandin.build(folder), gpus=1)
