@@ -89,6 +89,13 @@ def test_image_with_only_a_command(workspace: Workspace, builder: Builder, tmp_p
     enabled = enable(builder, derive(builder, tmp_path, "cmd", 'CMD ["echo", "own"]'))
     assert output_of(workspace, image_pod("own", enabled)) == ["own"]
     assert output_of(workspace, image_pod("args", enabled, args=["echo", "given"])) == ["given"]
+    # Its variables are the application's alone: the shell drops none, and the bundle's loader says nothing of its own.
+    named = {"LD_PRELOAD": "/nowhere.so", "LD_DEBUG": "all", "LC_ALL": "xx_XX.ISO-8859-1", "server.port": "80", "IFS": ","}
+    variables = [{"name": name, "value": value} for name, value in named.items()]
+    found = output_of(workspace, image_pod("variables", enabled, args=["env"], env=variables))
+    assert {f"{name}={value}" for name, value in named.items()} <= set(found)
+    assert all("=" in line for line in found)
+    assert not {"PWD", "SHLVL", "OLDPWD", "CHREK_ENVIRONMENT_FD"} & {line.partition("=")[0] for line in found}
 
 
 def test_image_with_nothing_but_the_application(workspace: Workspace, builder: Builder) -> None:
