@@ -11,17 +11,14 @@ API gives with nanoseconds.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +28,11 @@ REPO = HERE.parents[1]
 sys.path[:0] = [str(REPO / "tests"), str(HERE)]  # the cluster is the one of the tests
 
 from cluster import flow  # noqa: E402
-from cluster.kube import Cluster, ClusterError, Layout, missing  # noqa: E402
-from cluster.kube.layout import KUBELET_ROOT  # noqa: E402
-from cluster.kube.lifecycle import borrowed, exclusive  # noqa: E402
+from cluster.kube import ClusterError, Layout, missing  # noqa: E402
 from cluster.workspace import Manifest, Workspace  # noqa: E402
 from cluster_images import Images, make_images  # noqa: E402
+from cluster_place import installed, node  # noqa: E402
 
-CHART = str(REPO / "deploy/helm/charts/chrek")
 PICTURE = HERE / "images/receipt.png"
 JOB, POD = "checkpoint-job.yaml", "restored-pod.yaml"
 PORT = 8000
@@ -193,84 +188,6 @@ def words(lines: list[dict[str, Any]]) -> str:
     return " / ".join(line["text"] for line in lines)
 
 
-# --- set-up and tear-down ------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def installed(cluster: Cluster, namespace: str) -> Iterator[Workspace]:
-    """The chart in a namespace of its own, its store in a folder of ``.cache``; all of it is removed afterwards."""
-    store = REPO / ".cache/demo" / f"store-{os.getpid()}-cluster"
-    seccomp = KUBELET_ROOT / "seccomp"
-    there = seccomp.exists()
-    with Workspace.make(cluster, namespace) as workspace:
-        try:
-            workspace.apply(_volume(namespace, store))
-            values = {"storage.pvc.storageClass": namespace, "containerRuntime.storage": cluster.layout.containerd_root}
-            options = [f"--set={name}={value}" for name, value in values.items()]
-            cluster.helm("install", "chrek", CHART, f"--namespace={namespace}", *options, "--wait", "--timeout=120s")
-            yield workspace
-        finally:
-            with _undisturbed():
-                with contextlib.suppress(ClusterError):  # it was not installed yet
-                    cluster.helm("uninstall", "chrek", f"--namespace={namespace}", "--wait")
-                cluster.kubectl(
-                    "delete",
-                    "pods,jobs,persistentvolumeclaims",
-                    "--all",
-                    f"--namespace={namespace}",
-                    "--wait",
-                    "--timeout=120s",
-                )
-                cluster.kubectl("delete", "persistentvolume", namespace, "--ignore-not-found")
-                flow.remove_signals()
-                shutil.rmtree(store, ignore_errors=True)
-                if not there:
-                    shutil.rmtree(seccomp, ignore_errors=True)
-
-
-def _volume(name: str, store: Path) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": name},
-        "spec": {
-            "capacity": {"storage": "100Gi"},
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": name,
-            "hostPath": {"path": str(store), "type": "DirectoryOrCreate"},
-        },
-    }
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no signal stop what is being taken away."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def node(layout: Layout) -> Iterator[Cluster]:
-    """A cluster for the demo; from one that was up already, the images that the demo brings are taken away again."""
-    try:
-        with exclusive(wait=0):
-            pass
-    except ClusterError:
-        say("another program uses this machine's test cluster; waiting for its end, ten minutes at most")
-    with borrowed(layout, say) as cluster:
-        before = cluster.images()
-        try:
-            yield cluster
-        finally:
-            with _undisturbed():
-                for image in set(cluster.images()) - set(before):
-                    cluster.remove_image(image)
-
-
 def main() -> int:
     """Run the demo; return its exit status."""
     layout = Layout()
@@ -278,7 +195,7 @@ def main() -> int:
     if absent:
         raise ClusterError("Kubernetes cannot be started here: " + "; ".join(absent))
     say("a one-node Kubernetes")
-    with node(layout) as cluster:
+    with node(layout, say) as cluster:
         images = make_images(cluster, say)
         namespace = f"cluster-demo-{os.getpid()}"
         say(f"helm install chrek deploy/helm/charts/chrek --namespace {namespace}")

@@ -18,6 +18,7 @@ sys.path.append(str(DEMO))
 
 import cluster_demo  # noqa: E402
 from cluster_images import make_images  # noqa: E402
+from cluster_place import installed  # noqa: E402
 
 LAST = r"cluster-demo: cold [\d.]+ s, checkpoint [\d.]+ s \(frozen [\d.]+ s\), restore [\d.]+ s, answers identical"
 
@@ -26,7 +27,7 @@ def test_demo(cluster: Cluster) -> None:
     """A real server starts cold, is checkpointed by the example's Job, and restored gives the same answer."""
     images = make_images(cluster, print)
     name = f"cluster-demo-{os.getpid()}"
-    with cluster_demo.installed(cluster, name) as workspace:
+    with installed(cluster, name) as workspace:
         run = cluster_demo.demo(workspace, images)
     assert run.cold.how.startswith("cold/NOT_FOUND "), run
     assert run.restored.how.startswith("restored "), run
