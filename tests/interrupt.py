@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def count_changes(operation: Callable[[], object]) -> int:
 class _Counter:
     def __init__(self) -> None:
         self.count = 0
+        self._lock = threading.Lock()
 
     def wrap(
         self, name: str, function: Callable[..., Any], at: int, action: Callable[[], object], *, after: bool = False
@@ -54,8 +56,9 @@ class _Counter:
         def wrapped(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - any function of os
             if name == "open" and not args[1] & os.O_CREAT:
                 return function(*args, **options)
-            self.count += 1
-            own = self.count
+            with self._lock:  # flushing has threads
+                self.count += 1
+                own = self.count
             if own == at and not after:
                 action()
             try:
