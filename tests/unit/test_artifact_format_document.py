@@ -67,7 +67,8 @@ def _multiply(left: int, right: int) -> int:
 def test_gmac_is_that_of_the_document(size: int) -> None:
     """The digest that libcrypto computes is the one that the document defines."""
     data = random.Random(size).randbytes(size)
-    for pieces in ([data], [bytearray(data[:7]), memoryview(data)[7:]]):
+    cuts: list[list[bytes | bytearray | memoryview]] = [[data], [bytearray(data[:7]), memoryview(data)[7:]]]
+    for pieces in cuts:
         digest = artifact.Algorithm.GMAC.new()
         for piece in pieces:
             digest.update(piece)
