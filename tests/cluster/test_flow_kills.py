@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import signal
 from collections.abc import Iterator
 
@@ -69,6 +71,18 @@ def test_killed_during_a_capture(place: Place, step: str, alone: bool) -> None:
     assert list((place.agent.store / ".staging").iterdir()) == []
     with Store.open(place.agent.store) as store, open_checkpoint(store, name) as checkpoint:
         assert checkpoint.verify(Level.FULL).ok
+    if step in {"dump", "frozen"}:
+        # It was stopped twice, and its memory is right.
+        assert place.start(place.restored(f"from-{name}", name)).startswith("restored ")
+        answer = place.ask(f"from-{name}")
+        assert answer["token"] == flow.token(place.workspace.logs(name))
+        assert answer["digest"] == _digest(answer["token"])
+
+
+def _digest(token: str) -> str:
+    """The digest of the model that the tests' server makes of a token."""
+    numbers = random.Random(token)
+    return hashlib.sha256(b"".join(numbers.randbytes(1 << 20) for _ in range(24))).hexdigest()
 
 
 @pytest.mark.parametrize("step", ["signalled", "told"])

@@ -74,7 +74,7 @@ def test_capture_waits_for_the_right(agent: Agent, rule: Rule, workspace: Worksp
     admin = Api.connect(workspace.cluster.kubeconfig)
     if rule[1] in {"watch", "update"}:
         holder = "another-node" if rule[1] == "watch" else workspace.cluster.node
-        CheckpointLease(admin, namespace=workspace.namespace, checkpoint_id="id", holder=holder)._create()
+        CheckpointLease(admin, namespace=workspace.namespace, checkpoint_id="id", holder=holder, duration=2)._create()
     admin.close()
     workspace.apply(flow.job("job", "id", image=app_image(workspace.cluster)))
     until(lambda: _said(agent, rule), "the log names what is missing")
