@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
-from chrek.engine import facts, imagefacts
+from chrek.engine import facts, gpu, imagefacts
 from chrek.engine.container import closing_fd
 from chrek.errors import Reason, Refused
 from chrek.system import cgroups, procfs
@@ -49,13 +49,22 @@ def check(manifest: Manifest, container: Container, *, allow: Collection[Reason]
     return warnings
 
 
-def _architecture(manifest: Manifest, _: Container) -> str | None:
+def machine_lacks(manifest: Manifest) -> tuple[Reason, str] | None:
+    """Return what keeps a checkpoint from being restored in whatever container of this machine, None: nothing that is known."""
+    for reason, difference in ((Reason.ARCH_MISMATCH, _architecture), (Reason.CPU_MISMATCH, _cpu)):
+        text = difference(manifest)
+        if text is not None:
+            return reason, text
+    return gpu.machine_lacks(manifest)
+
+
+def _architecture(manifest: Manifest, _: Container | None = None) -> str | None:
     here = platform.machine()
     wanted = manifest.facts.architecture
     return None if wanted == here else f"The checkpoint was taken on {wanted}; this machine is {here}."
 
 
-def _cpu(manifest: Manifest, _: Container) -> str | None:
+def _cpu(manifest: Manifest, _: Container | None = None) -> str | None:
     missing = sorted(set(manifest.facts.cpu_features) - set(facts.cpu_features()))
     return f"This machine's processor lacks {', '.join(missing)}." if missing else None
 

@@ -332,6 +332,7 @@ def _store(path: str) -> Iterator[Finding]:
         yield _ok("store", text)
     if place == path:
         yield from _locks(path)
+        yield from _checkpoints(path)
 
 
 def _locks(path: str) -> Iterator[Finding]:
@@ -343,6 +344,32 @@ def _locks(path: str) -> Iterator[Finding]:
         except OSError as error:
             cure = "Use a file system with flock, or mount it with locking."
             yield _missing("store's locks", f"the file system refuses them: {error.strerror}", cure)
+
+
+def _checkpoints(path: str) -> Iterator[Finding]:
+    """Say which of the store's checkpoints can be restored on this machine, as far as no container decides it."""
+    from chrek.engine.compatibility import machine_lacks  # noqa: PLC0415 - not without a store
+    from chrek.store import Store, list_checkpoints, open_checkpoint  # noqa: PLC0415
+
+    good = 0
+    try:
+        with Store.open(path) as store:
+            for listed in list_checkpoints(store):
+                name = f"checkpoint {listed.checkpoint_id}"
+                try:
+                    with open_checkpoint(store, listed.checkpoint_id) as checkpoint:
+                        lack = machine_lacks(checkpoint.manifest)
+                except ChrekError as error:
+                    yield _warning(name, f"{error.reason.code}: {error.message}", error.cure)
+                    continue
+                if lack is None:
+                    good += 1
+                else:
+                    yield _warning(name, f"cannot be restored here: {lack[0].code}: {lack[1]}", lack[0].cure)
+    except ChrekError as error:
+        yield _warning("checkpoints", error.message, error.cure)
+    else:
+        yield _ok("checkpoints", f"{good} can be restored on this machine")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

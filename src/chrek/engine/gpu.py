@@ -9,6 +9,7 @@ the state back once the tree runs again; until then its GPU calls wait.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -183,6 +184,24 @@ def differing(manifest: Manifest, container: Container, *, library: str = LIBRAR
     if not {gpu.model for gpu in saved} <= set(here):
         found.append(f"its GPUs are {_models(gpu.model for gpu in saved)}, this pod's {_models(here)}")
     return found
+
+
+def machine_lacks(manifest: Manifest, *, library: str = LIBRARY) -> tuple[Reason, str] | None:
+    """Say which of a checkpoint's GPUs, or whose driver, this machine has not; what is free at the moment is not asked."""
+    saved = manifest.facts.gpus
+    if not saved:
+        return None
+    try:
+        inventory = Nvml(library).read()
+    except (Refused, CaptureFailed) as error:
+        return error.reason, f"The checkpoint needs {len(saved)} x {_models(gpu.model for gpu in saved)}: {error.message}"
+    if saved[0].driver != inventory.driver:
+        text = f"The checkpoint needs NVIDIA's driver {saved[0].driver}; this machine has {inventory.driver}."
+        return Reason.DRIVER_MISMATCH, text
+    lacking = Counter(gpu.model for gpu in saved) - Counter(gpu.model for gpu in inventory.gpus)
+    if not lacking:
+        return None
+    return Reason.GPU_MISMATCH, f"This machine lacks {', '.join(f'{count} x {model}' for model, count in lacking.items())}."
 
 
 def _models(models: Iterable[str]) -> str:
