@@ -17,7 +17,7 @@ from cluster.agents import Agent
 from cluster.appimage import app_image
 from cluster.kube import Cluster
 from cluster.place import NOTHING, Place, make_place
-from cluster.workspace import Workspace
+from cluster.workspace import Workspace, pod
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,17 @@ def test_restricted_namespace(cluster: Cluster, tmp_path: Path) -> None:
         place = Place(workspace, agent, image, flow.token(workspace.logs("source")))
         assert place.start(place.restored("pod", securityContext=nobody)).startswith("restored ")
         assert place.ask("pod")["token"] == place.token
+
+
+def test_shared_memory_outlives_a_container(place: Place) -> None:
+    """What a container leaves in /dev/shm is there at its next start: the count of short lives relies on that."""
+    manifest = pod("lives", "[ -e /dev/shm/x ] && exec sleep 1000; touch /dev/shm/x", restartPolicy="Always")
+    place.workspace.apply(manifest)
+    found = place.workspace.wait_pod(
+        "lives",
+        lambda each: any(
+            status.restart_count and status.state.running for status in each.status.container_statuses or []
+        ),
+        what="a second start that stays",
+    )
+    assert found.status.container_statuses[0].restart_count == 1
