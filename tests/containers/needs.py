@@ -83,7 +83,6 @@ _CHECKS: dict[str, Callable[[], str | None]] = {
     "criu": lambda: _linux() or _root() or _criu(),
     "cgroup2": _cgroup2,
     "cap_sys_admin": lambda: _capability("CAP_SYS_ADMIN"),
-    "cap_sys_resource": lambda: _capability("CAP_SYS_RESOURCE"),
 }
 
 
@@ -91,7 +90,7 @@ def needs(*things: str) -> pytest.MarkDecorator:
     """Return a mark that skips a test, or as ``pytestmark`` a module, where something is missing, and says what.
 
     A thing is one of "linux", "root", "containers" (root, runc and the base root file system), "criu" (the bundle,
-    and `criu check` content), "cgroup2", "cap_sys_admin", "cap_sys_resource"; anything else is the name of a program.
+    and `criu check` content), "cgroup2", "cap_sys_admin"; anything else is the name of a program.
     """
     for thing in things:
         reason = _CHECKS[thing]() if thing in _CHECKS else _program(thing)

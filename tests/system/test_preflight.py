@@ -16,6 +16,7 @@ from chrek.errors import ChrekError, Reason
 from chrek.store.layout import Store
 from chrek.system.initstate import application
 from containers import Container, Mount, needs
+from containers.needs import effective_capabilities
 from system import cycle
 from system.cycle import Make
 
@@ -131,6 +132,19 @@ def test_mptcp_is_hidden(container: Make) -> None:
     source = container(python(f"import socket; socket.socket(socket.AF_INET, socket.SOCK_STREAM, 6); {MPTCP}"))
     assert source.wait() == 1
     assert "OSError: [Errno 93] Protocol not supported" in source.err
+
+
+def test_processes_of_several_users(container: Make, store: Store) -> None:
+    """Where CAP_SYS_RESOURCE is missing CRIU can read the limits of one user's processes only; where not, of all."""
+    code = "import os\nif os.fork() == 0:\n    os.setgid(33); os.setuid(33); print('changed', flush=True)\n"
+    source = cycle.start(container, python(code), privileged=True)
+    source.until(lambda: "changed" in source.log, what="the child's other user")
+    sys_resource = 24
+    if effective_capabilities() >> sys_resource & 1:
+        cycle.capture(source, store)
+    else:
+        error = refused(source, store, Reason.NOT_SUPPORTED_HERE)
+        assert "users [0, 33]" in error.message
 
 
 def test_big_deleted_file(container: Make, store: Store) -> None:

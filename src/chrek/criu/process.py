@@ -121,10 +121,14 @@ class Criu:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self._errors)
-            empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="chrek-empty-"))
             cached = stack.enter_context(features.lend(self.bundle, self.work))
             with ExitStack() as ours:
-                opened = OpenBundle.open(self.bundle, Path(empty))
+                # Open, it stays an empty directory; gone from its place, nobody has to clear it away who may be killed.
+                empty = Path(tempfile.mkdtemp(prefix="chrek-empty-"))
+                try:
+                    opened = OpenBundle.open(self.bundle, empty)
+                finally:
+                    empty.rmdir()
                 ours.callback(opened.close)
                 channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 ours.callback(theirs.close)

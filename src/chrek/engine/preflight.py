@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chrek.criu import limits
 from chrek.engine.descriptors import undumpable
 from chrek.errors import CaptureFailed, Reason, Refused
 from chrek.rootfs import fd as fds
@@ -108,6 +109,10 @@ def _traced(subject: Subject) -> None:
         match = re.search(r"^TracerPid:\s*(\d+)", procfs.read_text(pid, "status") or "", re.MULTILINE)
         if match and match.group(1) != "0":
             raise Refused(Reason.BEING_TRACED, f"{who(pid)} is traced by process {match.group(1)}.")
+
+
+def _owners(subject: Subject) -> None:
+    limits.reading_ids(subject.tree)
 
 
 def _io_uring(subject: Subject) -> None:
@@ -387,6 +392,7 @@ def _machine(subject: Subject) -> None:  # noqa: ARG001 - one signature for all 
 CHECKS: tuple[tuple[Reason, Callable[[Subject], None]], ...] = (
     (Reason.NOT_SUPPORTED_HERE, _machine),
     (Reason.USER_NAMESPACE, _user_namespace),
+    (Reason.NOT_SUPPORTED_HERE, _owners),
     (Reason.FOREIGN_NAMESPACE, _foreign_namespaces),
     (Reason.BEING_TRACED, _traced),
     (Reason.IO_URING_IN_USE, _io_uring),
