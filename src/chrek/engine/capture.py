@@ -150,13 +150,18 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the preflight found: the tree, a CRIU, how much there is, files that must be there again, GPUs."""
+    """What the preflight found: the tree, a CRIU, how much there is, files that must be there again, GPUs.
+
+    Command and image are among it because the application may end as soon as it runs again.
+    """
 
     subject: Subject
     bundle: Bundle
     need: Estimate
     used: tuple[OpenFile, ...]
     gpu: gpu.Use | None
+    command: tuple[str, ...]
+    build_id: str | None
 
 
 def _preflight(request: Request) -> _Found:
@@ -173,7 +178,15 @@ def _preflight(request: Request) -> _Found:
     paths = [path for path, _ in container.volumes]
     on_gpu = gpu.look(subject, allow=request.allow)
     need = estimate(subject, paths, mode=request.mode, on_gpu=on_gpu.bytes if on_gpu else 0)
-    return _Found(subject, bundle, need, facts.used_files(subject, paths), on_gpu)
+    return _Found(
+        subject=subject,
+        bundle=bundle,
+        need=need,
+        used=facts.used_files(subject, paths),
+        gpu=on_gpu,
+        command=procfs.command_line(subject.tree[0]),
+        build_id=request.build_id or imagefacts.build_id(container),
+    )
 
 
 def _dump(
@@ -283,13 +296,13 @@ def _provenance(
     request: Request, found: _Found, progress: Progress, frozen: freeze.Frozen, frozen_seconds: float
 ) -> Provenance:
     return Provenance(
-        command=procfs.command_line(found.subject.tree[0]),
+        command=found.command,
         host=socket.gethostname(),
         kernel=platform.release(),
         criu=".".join(map(str, found.bundle.version())),
         chrek=chrek.__version__,
         image=request.image,
-        build_id=request.build_id or imagefacts.build_id(found.subject.container),
+        build_id=found.build_id,
         namespace=request.namespace,
         service_account=request.service_account,
         phases={name: round(seconds, 4) for name, seconds in progress.seconds.items()},
