@@ -27,10 +27,12 @@ def app(name: str, *arguments: str) -> list[str]:
 
 
 def start(make: Make, command: Sequence[str], **options: Any) -> Container:
-    """Start an application in a container and wait until it says that it is ready."""
+    """Start an application in a container and wait until it says that it is ready, and its init that it is there."""
     options["mounts"] = [*options.get("mounts", ()), Mount.bind(APPS, "/apps", read_only=True)]
     container = make(command, **options)
-    container.wait_for("ready", timeout=60)
+    container.wait_for("ready")
+    if command[0] == INIT:
+        container.until(lambda: mode(container.pid1) not in {"", "starting"}, what="the init to publish its application")
     return container
 
 
