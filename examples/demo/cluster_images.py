@@ -7,9 +7,6 @@ with Python that ``tools/setup test`` has unpacked.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,6 @@ from pathlib import Path
 from cluster.appimage import AGENT
 from cluster.builder import Builder, Result
 from cluster.kube import Cluster, ClusterError
-from cluster.kube.images import pack
 from cluster.kube.layout import CHECKOUT
 from containers import base_root
 from layer import image_layers
@@ -78,20 +74,9 @@ def make_images(cluster: Cluster, say: Callable[[str], None]) -> Images:
 
 def _base(builder: Builder) -> str:
     """Return the base image's name, which says what it was made from; it is made where it is missing."""
-    root = base_root()
-    name = f"{BASE}:{root.name.removeprefix('rootfs-')}"
-    if name in builder.run("images", "--format", "{{.Name}}:{{.Tag}}").split():
-        return name
-    # Beside the tree, on one file system: unchanged files are hard links.
-    with tempfile.TemporaryDirectory(dir=CHECKOUT / ".cache") as temporary:
-        copy, archive = Path(temporary, "root"), Path(temporary, "image.tar")
-        subprocess.run(["cp", "-al", str(root), str(copy)], check=True)
-        # ChReK's parts, which the tests' containers find in it.
-        shutil.rmtree(copy / "opt/chrek")
-        for program in (copy / "usr/local/bin").iterdir():
-            program.unlink()
-        pack(name=name, root=copy, archive=archive, command=["python3"])
-        builder.pull_archive(archive)
+    name = f"{BASE}:{base_root().name.removeprefix('rootfs-')}"
+    if name not in builder.run("images", "--format", "{{.Name}}:{{.Tag}}").split():
+        builder.make_plain(name, command=["python3"])
     return name
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from cluster.kube import Cluster
 from cluster.kube.images import pack
 from cluster.kube.layout import CHECKOUT
+from containers.layout import base_root
 
 DEBIAN_IMAGE = "localhost/debian:trixie"
 CONTEXT = CHECKOUT / "deploy" / "chrek"
@@ -103,6 +105,20 @@ class Builder:
     def pull_archive(self, archive: Path) -> None:
         """Bring an image archive into buildah."""
         self.run("pull", "--quiet", f"docker-archive:{archive}")
+
+    def make_plain(self, name: str, *, command: list[str], app: Path | None = None) -> None:
+        """Make an image of the tests' base root, Debian with Python, with nothing of ChReK; `app` becomes its /app."""
+        # Beside the base, on one file system: unchanged files are hard links.
+        with tempfile.TemporaryDirectory(dir=CHECKOUT / ".cache") as temporary:
+            root, archive = Path(temporary, "root"), Path(temporary, "image.tar")
+            subprocess.run(["cp", "-al", str(base_root()), str(root)], check=True)
+            shutil.rmtree(root / "opt/chrek")
+            for program in (root / "usr/local/bin").iterdir():
+                program.unlink()
+            if app is not None:
+                shutil.copytree(app, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
+            pack(name=name, root=root, archive=archive, command=command)
+            self.pull_archive(archive)
 
     def make_debian(self) -> None:
         """Make the Debian image once; half a minute."""

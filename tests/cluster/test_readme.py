@@ -19,10 +19,8 @@ import pytest
 from cluster import flow
 from cluster.builder import Builder
 from cluster.kube import Cluster
-from cluster.kube.images import pack
 from cluster.kube.layout import CHECKOUT
 from cluster.workspace import kubernetes
-from containers.layout import base_root
 
 README = (CHECKOUT / "README.md").read_text()
 NAMESPACE, CLASS = "my-app", "your-storage-class"
@@ -71,7 +69,9 @@ def shell(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of the reader's shell: the tools of this cluster by their usual names, and an image of one's own."""
     builder = Builder(cluster)
     builder.make_debian()
-    _make_app(builder)
+    # The reader's own image: the server that the README names.
+    command = ["python3", "/app/server.py"]
+    builder.make_plain("localhost/my-app:latest", command=command, app=CHECKOUT / "tests/cluster/apps")
     _program(
         tmp_path / "buildah",
         f"""\
@@ -126,25 +126,6 @@ def _program(file: Path, text: str) -> None:
 
 def _ctr(cluster: Cluster) -> list[str]:
     return [str(cluster.layout.binaries / "ctr"), "--address", str(cluster.cri_socket), "--namespace", "k8s.io"]
-
-
-def _make_app(builder: Builder) -> None:
-    """The reader's own image: the server that the README names, on Debian with Python."""
-    folder = CHECKOUT / ".cache" / "readme"
-    root, archive = folder / "root", folder / "image.tar"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        # Beside the base, on one file system: unchanged files are hard links.
-        subprocess.run(["cp", "-al", str(base_root()), str(root)], check=True)
-        shutil.rmtree(root / "opt/chrek")
-        for program in (root / "usr/local/bin").iterdir():
-            program.unlink()
-        shutil.copytree(CHECKOUT / "tests/cluster/apps", root / "app", ignore=shutil.ignore_patterns("__pycache__"))
-        pack(name="localhost/my-app:latest", root=root, archive=archive, command=["python3", "/app/server.py"])
-        builder.pull_archive(archive)
-    finally:
-        shutil.rmtree(folder)
 
 
 def _run(command: Command, environment: dict[str, str]) -> str:
