@@ -375,12 +375,11 @@ def _is_being_written(case: _Case) -> bool:
 
 
 def format_for(pid1: HostPid) -> int:
-    """Return the newest format that both this agent and the container's own bundle know.
-
-    Raises:
-        Refused: APP_NOT_FOUND, it is no init of ours.
-    """
-    return min(FORMAT_VERSION, initstate.read_state(pid1).reads_format)
+    """Return the newest format that both this agent and the container's own bundle know."""
+    try:
+        return min(FORMAT_VERSION, initstate.read_state(pid1).reads_format)
+    except Refused:
+        return FORMAT_VERSION  # no init of ours: the capture refuses it, and knows why
 
 
 def image_of(runtime: RuntimeContainer) -> str:
