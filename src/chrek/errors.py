@@ -126,7 +126,7 @@ class Reason(Enum):
         "Raise the probe's failureThreshold, or remove the probe from the checkpoint job.",
     )
     RESTORE_GIVEN_UP = (
-        "Three restored starts of this container in a row ended within a minute.",
+        "Three restored starts of this container in a row ended within a minute, or one said that its state is damaged.",
         "Look at the application's log of those starts; the container starts cold until the pod is made anew.",
     )
     CONTAINER_UNCLEAR = (

@@ -180,3 +180,20 @@ def test_shared_memory_outlives_a_container(place: Place) -> None:
         what="a second start that stays",
     )
     assert found.status.container_statuses[0].restart_count == 1
+
+
+def test_damage_that_the_application_finds(place: Place) -> None:
+    """A restored application that ends with 171 is not restored again: the next start is cold, at once."""
+    manifest = place.restored("unusable")
+    manifest["spec"]["restartPolicy"] = "Always"
+    assert place.start(manifest).startswith("restored ")
+    with pytest.raises((OSError, http.client.HTTPException)):
+        place.ask("unusable", "/exit/171")
+    place.workspace.wait_pod(
+        "unusable",
+        lambda pod: (pod.metadata.annotations or {}).get(flow.START, "").startswith("cold/RESTORE_GIVEN_UP "),
+        what="a cold start",
+        seconds=120,
+    )
+    place.workspace.ready("unusable")
+    assert place.ask("unusable")["token"] != place.token

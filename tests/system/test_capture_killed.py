@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from chrek.artifact import Level
+from chrek.errors import Reason, Refused
 from chrek.store.layout import Store
-from chrek.store.opening import open_checkpoint
+from chrek.store.opening import identity, open_checkpoint
 from chrek.system import procfs
 from chrek.system.initstate import application
 from containers import Container, needs
@@ -126,6 +127,22 @@ def test_two_captures_of_one_id(container: Make, store: Store) -> None:
     whole(store)
     lives(source)
     lives(other)
+
+
+def test_what_was_written_meanwhile_stays(container: Make, store: Store) -> None:
+    """A capture that is to take the place of what its caller has seen leaves alone what was written since."""
+    source = cycle.start(container, cycle.app("beat"))
+    assert identity(store, "one") == ""
+    cycle.capture(source, store, instead_of="")
+    first = identity(store, "one")
+    with pytest.raises(Refused) as caught:
+        cycle.capture(source, store, instead_of="")
+    assert caught.value.reason is Reason.CAPTURE_IN_PROGRESS
+    assert identity(store, "one") == first
+    cycle.capture(source, store, instead_of=first)
+    assert identity(store, "one") not in ("", first)
+    whole(store)
+    lives(source)
 
 
 def test_client_that_hangs(container: Make, store: Store) -> None:

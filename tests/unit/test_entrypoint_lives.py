@@ -23,6 +23,15 @@ def test_three_short_lives_and_the_next_is_given_up(tmp_path: Path) -> None:
     assert Lives(place=place).count == LIMIT
 
 
+def test_damage_is_given_up_at_once(tmp_path: Path) -> None:
+    """One start is enough where the application has found damage."""
+    place = str(tmp_path / "count")
+    lives = Lives(place=place)
+    lives.begin(restored=True)
+    lives.give_up()
+    assert Lives(place=place).given_up
+
+
 @pytest.mark.parametrize("restored", [True, False])
 def test_a_long_life_is_a_new_beginning(tmp_path: Path, restored: bool) -> None:
     """A start that lives long enough, restored or cold, takes all that was counted back."""

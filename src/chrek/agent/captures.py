@@ -24,7 +24,7 @@ from chrek.engine import gpu, signalfile
 from chrek.engine.container import Container
 from chrek.errors import CaptureFailed, ChrekError, Reason, Refused, UsageError
 from chrek.kube import ApiFailed, CheckpointLease, EventReason, names, selection
-from chrek.store import Store, failures, open_checkpoint
+from chrek.store import Store, failures, identity, open_checkpoint
 from chrek.store.locks import is_locked
 from chrek.system import initstate, procfs
 
@@ -190,16 +190,19 @@ class Captures:
         self._node.metrics.under_way("checkpoint", 1)
         try:
             with self._lease(case) as lease, self._node.tracer.span("capture", case.context) as span:
-                # Whoever had the lease until now may have made it.
+                # Whoever had the lease until now may have made it; and an agent beside us shares it.
+                seen = _seen(case)
                 if self._exists(case):
                     return None
                 self._announce(case)
                 outcome = work.run(
-                    self._request(case, allow, chosen),
+                    self._request(case, allow, chosen, seen),
                     stop=stop,
                     on_phase=lambda phase: self._phase(case, phase, lease, stop, span),
                 )
         except CaptureFailed as error:
+            if self._was_made(case):
+                return None
             if stop.asked == SHUTDOWN:
                 log.info("capture undone; the next agent begins anew", **case.context)
                 return None
@@ -208,6 +211,8 @@ class Captures:
                 self._failed(case, error)
             return again
         except Refused as error:
+            if self._was_made(case):
+                return None
             # What another agent of this node holds still looks in many ways like what cannot be captured.
             if error.reason is not Reason.CAPTURE_IN_PROGRESS and not _is_being_written(case):
                 raise
@@ -239,7 +244,17 @@ class Captures:
             on_trouble=lambda error: self._node.trouble(error, **case.context),
         )
 
-    def _request(self, case: _Case, allow: frozenset[Reason], chosen: PodContainer) -> dict[str, object]:
+    def _was_made(self, case: _Case) -> bool:
+        """Whether another agent of this node has captured this container meanwhile; then it is told of once more."""
+        with suppress(ChrekError), Store.open(case.store) as store, open_checkpoint(store, case.choice.checkpoint_id) as found:
+            if found.marker.extra.get(_CONTAINER_ID) == case.runtime.id:
+                self._created(case, found.manifest)
+                return True
+        return False
+
+    def _request(
+        self, case: _Case, allow: frozenset[Reason], chosen: PodContainer, instead_of: str
+    ) -> dict[str, object]:
         return {
             "verb": "capture",
             "format": format_for(case.runtime.pid),
@@ -255,6 +270,7 @@ class Captures:
             "namespace": case.pod.namespace,
             "service_account": case.pod.service_account,
             "extra": case.extra,
+            "instead_of": instead_of,
         }
 
     def _phase(self, case: _Case, phase: str, lease: CheckpointLease, stop: work.Stop, span: Span) -> None:
@@ -363,6 +379,12 @@ def _leave_word(case: _Case, failure: Marker) -> None:
             failures.note(store, failure)
     except (ChrekError, OSError) as error:
         log.debug(str(error), **case.context)
+
+
+def _seen(case: _Case) -> str:
+    """Return which checkpoint of this id there is now."""
+    with Store.open(case.store, create=True) as store:
+        return identity(store, case.choice.checkpoint_id)
 
 
 def _is_being_written(case: _Case) -> bool:

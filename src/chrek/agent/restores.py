@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from chrek.agent import log, work
 from chrek.agent.captures import image_of
 from chrek.agent.node import NEVER_ALLOWED_RESTORING, Node, allowed, require_supported
-from chrek.errors import ChrekError, Reason, Refused, UsageError
+from chrek.errors import ChrekError, ExitCode, Reason, Refused, UsageError
 from chrek.kube import ApiFailed, EventReason, names, selection
 from chrek.kube.selection import Wish
 from chrek.store import Store, failures, open_checkpoint
@@ -246,7 +246,11 @@ class Restores:
         streak = 0
         if runtime.attempt and chosen.short_lived:
             streak = (int(before) if before.isdecimal() else 0) + (1 if restored else 0)
-        self._streaks[runtime.id] = streak
+        damaged = bool(runtime.attempt and restored and chosen.said_unusable)
+        self._streaks[runtime.id] = max(streak, SHORT_LIVES) if damaged else streak
+        if damaged:
+            message = f"The last restored start ended with {int(ExitCode.RESTORE_FAILED)}: the application found damage."
+            raise Refused(Reason.RESTORE_GIVEN_UP, message)
         if streak >= SHORT_LIVES:
             raise Refused(Reason.RESTORE_GIVEN_UP, f"The last {streak} restored starts lived less than a minute.")
 

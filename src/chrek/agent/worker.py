@@ -96,6 +96,7 @@ def _capture(request: dict[str, Any], progress: Progress) -> dict[str, object]:
                 namespace=request["namespace"],
                 service_account=request["service_account"],
                 extra=request["extra"],
+                instead_of=request["instead_of"],
             ),
             progress,
         )

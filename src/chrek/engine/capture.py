@@ -43,6 +43,7 @@ from chrek.errors import CaptureFailed, Reason, Refused
 from chrek.memory.adopt import adopt_pages_images
 from chrek.memory.digest import digest
 from chrek.memory.shard import Folders, write_index
+from chrek.store.opening import identity
 from chrek.store.staging import Published, Staging
 from chrek.system import procfs
 from chrek.system.cgroups import OwnGroup
@@ -70,6 +71,7 @@ class Request:
         exclude: patterns of files to leave out.
         image, build_id, namespace, service_account: provenance, where known.
         extra: further keys for the marker, such as a pod's UID.
+        instead_of: `chrek.store.identity` of what this checkpoint takes the place of; None takes the place of anything.
     """
 
     pid1: HostPid
@@ -86,6 +88,7 @@ class Request:
     namespace: str | None = None
     service_account: str | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ def capture(request: Request, progress: Progress | None = None) -> Outcome:
         found = _preflight(request)
     need = found.need
     with Staging.create(request.store, request.checkpoint_id, need=need.bytes, largest_file=need.largest_file) as staging:
+        # Only now, with the id's lock held, can nobody come in between.
+        if request.instead_of not in (None, identity(request.store, request.checkpoint_id)):
+            message = f"Checkpoint {request.checkpoint_id!r} was written by another process meanwhile."
+            raise Refused(Reason.CAPTURE_IN_PROGRESS, message)
         with gpu.held(found.gpu, progress):
             frozen, frozen_seconds = _dump(request, found, staging, progress)
         with progress.phase("finish"):

@@ -44,6 +44,10 @@ class Lives:
             _write(self._place, self.count + 1)
         _thread.start_new_thread(self._forget_later, ())
 
+    def give_up(self) -> None:
+        """Have the next start be cold: the application has found damage in what was restored."""
+        _write(self._place, LIMIT)
+
     def _forget_later(self) -> None:
         time.sleep(self._short)
         with contextlib.suppress(OSError):

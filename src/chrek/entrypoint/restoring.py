@@ -66,7 +66,12 @@ def restore(container: Container) -> int:
     if isinstance(outcome, Restored):
         for each in lives:
             each.begin(restored=True)
-        return _run(container, outcome, letters)
+        code = _run(container, outcome, letters)
+        if code == ExitCode.RESTORE_FAILED:
+            container.report.line(f"the application ended with {code}: what was restored is damaged; the next start is cold")
+            for each in lives:
+                each.give_up()
+        return code
     letters.close()
     if isinstance(outcome, Ended):
         container.report.line(f"signal {outcome.signal} ends the container before anything was restored")

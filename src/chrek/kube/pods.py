@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from chrek.errors import ExitCode
 from chrek.kube.api import TIMEOUT, Api, calling
 
 _PAGE: Final = 500
@@ -24,6 +25,7 @@ class PodContainer:
         sidecar: a native sidecar, that is an init container that is restarted always.
         liveness_seconds: how long its liveness probe bears no answer, None without one.
         short_lived: its last run before this one lasted less than a minute.
+        said_unusable: that run ended with 171, with which a restored application says that what was restored is damaged.
         exit_code, last_words: how it ended and its termination message, None and empty while it runs.
     """
 
@@ -37,6 +39,7 @@ class PodContainer:
     restarts: int
     liveness_seconds: float | None = None
     short_lived: bool = False
+    said_unusable: bool = False
     exit_code: int | None = None
     last_words: str = ""
 
@@ -127,6 +130,7 @@ def _container(spec: Any, status: Any, *, sidecar: bool) -> PodContainer:  # noq
         restarts=status.restart_count if status else 0,
         liveness_seconds=_patience(spec.liveness_probe),
         short_lived=_was_short(status),
+        said_unusable=getattr(_last_run(status), "exit_code", None) == ExitCode.RESTORE_FAILED,
         exit_code=ended.exit_code if ended else None,
         last_words=(ended.message if ended else None) or "",
     )
@@ -140,8 +144,12 @@ def _patience(probe: Any) -> float | None:  # noqa: ANN401 - the client's V1Prob
     return float(period * (failures - 1) + timeout)
 
 
+def _last_run(status: Any) -> Any:  # noqa: ANN401 - the client's V1ContainerStatus and V1ContainerStateTerminated
+    return status.last_state.terminated if status is not None and status.last_state is not None else None
+
+
 def _was_short(status: Any) -> bool:  # noqa: ANN401 - the client's V1ContainerStatus
-    last = status.last_state.terminated if status is not None and status.last_state is not None else None
+    last = _last_run(status)
     if last is None or last.started_at is None or last.finished_at is None:
         return False
     return bool((last.finished_at - last.started_at).total_seconds() < SHORT_LIFE)

@@ -8,7 +8,7 @@ from chrek.store.flush import start_writeback
 from chrek.store.gc import Action, Kept, Outcome, Plan, Policy, What, collect, plan
 from chrek.store.layout import Store
 from chrek.store.listing import Listed, Summary, list_checkpoints
-from chrek.store.opening import open_checkpoint
+from chrek.store.opening import identity, open_checkpoint
 from chrek.store.pins import pin, pinned_ids, unpin
 from chrek.store.publication import write_file
 from chrek.store.space import free_bytes, require_space, write_failed
@@ -29,6 +29,7 @@ __all__ = [
     "collect",
     "delete",
     "free_bytes",
+    "identity",
     "list_checkpoints",
     "open_checkpoint",
     "pin",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from chrek.artifact import tree
@@ -39,3 +40,14 @@ def open_checkpoint(store: Store, checkpoint_id: str) -> Checkpoint:
             raise Refused(Reason.CORRUPT, f"{place.path} in {store.path} cannot be opened: {error}.") from error
         return open_checkpoint_directory(fd, checkpoint_id, path=f"{store.path}/{place.path}")
     raise Refused(Reason.NOT_FOUND, f"There is no checkpoint {checkpoint_id!r} in {store.path}.")
+
+
+def identity(store: Store, checkpoint_id: str) -> str:
+    """Return what tells the directory that an id has now from any it had before or gets later; empty for none."""
+    place = layout.find(store, checked_id(checkpoint_id))
+    if place is None:
+        return ""
+    try:
+        return f"{place.path} {os.stat(place.path, dir_fd=store.fd, follow_symlinks=False).st_ino}"
+    except FileNotFoundError:
+        return ""

@@ -41,8 +41,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     model: dict = {}
 
     def do_GET(self):
-        if self.path == "/exit":
-            os._exit(3)
+        if self.path.startswith("/exit"):
+            os._exit(int(self.path[len("/exit/") :] or 3))
         answer = {
             "token": self.model["token"],
             "digest": hashlib.sha256(self.model["weights"]).hexdigest(),
