@@ -94,7 +94,9 @@ class Container:
         for mount in self.mounts:
             point = mount.point.rstrip("/")
             # Of two mounts on one point the later one hides the earlier.
-            if (path == point or path.startswith(point + "/")) and (best is None or len(point) >= len(best.point.rstrip("/"))):
+            if (path == point or path.startswith(point + "/")) and (
+                best is None or len(point) >= len(best.point.rstrip("/"))
+            ):
                 best = mount
         return best
 
@@ -115,9 +117,19 @@ class Container:
                 continue
             if _EMPTY_DIR in mount.root or _EMPTY_DIR in mount.source:
                 found[mount.point] = "emptyDir"
-            elif mount.kind == "tmpfs" and mount.root == "/":
+            elif mount.kind == "tmpfs" and mount.root == "/" and mount.device not in self._bound_memory:
                 found[mount.point] = "tmpfs"
         return sorted(item for item in found.items() if self._is_reached(item[0]))
+
+    @cached_property
+    def _bound_memory(self) -> set[str]:
+        """The devices that the caller, outside, has mounted too, but for emptyDirs: a store in memory, for instance."""
+        if self.same_namespaces or self.has_machines_root:
+            return set()
+        points: dict[str, list[str]] = {}
+        for mount in mounts.mounts(os.getpid()):
+            points.setdefault(mount.device, []).append(mount.point)
+        return {device for device, where in points.items() if not any(_EMPTY_DIR in f"{point}/" for point in where)}
 
     def _is_reached(self, point: str) -> bool:
         """Whether the way to a mount's point ends on that mount, not on one that hides it."""
