@@ -58,9 +58,10 @@ def folder(tmp_path: Path) -> Iterator[int]:
 def _nothing_leaks(child: Child, folder: int) -> Iterator[None]:
     """Check after each test that no thread and no descriptor is left."""
     del child, folder  # made before the count
-    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    before = len(os.listdir("/proc/self/fd"))
     yield
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("chrek-")]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def host(child: Child) -> dict[NsPid, HostPid]:

@@ -1,4 +1,4 @@
-"""Arithmetic on ranges of memory, against sets of pages."""
+"""Ranges of memory: what is one, and their order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chrek.memory import PAGE, Range, in_order, subtract
+from chrek.memory import PAGE, Range, in_order
 from chrek.memory.ranges import USER_TOP
 from chrek.system.ids import NsPid
 
@@ -28,35 +28,13 @@ def disjoint(draw: st.DrawFn) -> list[Range]:
     return draw(st.permutations(found))
 
 
-@st.composite
-def any_ranges(draw: st.DrawFn) -> list[Range]:
-    """Draw ranges that may overlap."""
-    numbers = st.tuples(st.integers(1, 2), st.integers(0, 40), st.integers(1, 9))
-    return [Range(NsPid(pid), at * PAGE, length * PAGE) for pid, at, length in draw(st.lists(numbers, max_size=8))]
-
-
-def pages(ranges: list[Range]) -> list[tuple[int, int]]:
-    """Return process and page number of all pages."""
-    return [(span.pid, page) for span in ranges for page in range(span.start // PAGE, span.end // PAGE)]
-
-
-@unhurried
-@given(disjoint(), any_ranges())
-def test_subtract_leaves_exactly_the_other_pages(ranges: list[Range], taken: list[Range]) -> None:
-    """What is left is every page that was not taken, once, in order."""
-    left = subtract(ranges, taken)
-    assert pages(left) == sorted(set(pages(ranges)) - set(pages(taken)))
-    assert left == in_order(left)
-
-
 @unhurried
 @given(disjoint())
-def test_subtract_keeps_what_a_range_is(ranges: list[Range]) -> None:
-    """The pieces of a range are anonymous if the range was."""
-    middle = [Range(span.pid, span.start, PAGE) for span in ranges]
-    anonymous = set(pages([span for span in ranges if span.anonymous]))
-    assert set(pages([s for s in subtract(ranges, middle) if s.anonymous])) <= anonymous
-    assert not set(pages([s for s in subtract(ranges, middle) if not s.anonymous])) & anonymous
+def test_in_order_sorts_and_changes_nothing(ranges: list[Range]) -> None:
+    """The same ranges come out, by process and address, whatever order they came in."""
+    ordered = in_order(ranges)
+    assert sorted(ordered) == sorted(ranges)
+    assert [(span.pid, span.start) for span in ordered] == sorted((span.pid, span.start) for span in ranges)
 
 
 def test_overlap_is_an_error() -> None:

@@ -14,7 +14,7 @@ from chrek.memory.digest import digest, verify
 from chrek.memory.fill import Filled, Verify, fill
 from chrek.memory.index import INDEX_NAME, Index, PageFile, decode
 from chrek.memory.prefetch import Prefetch, prefetch
-from chrek.memory.ranges import PAGE, PageRun, Range, in_order, subtract
+from chrek.memory.ranges import PAGE, PageRun, Range, in_order
 from chrek.memory.shard import Folders, read_index, write_index
 from chrek.memory.sharing import shared_pages
 
@@ -41,7 +41,6 @@ __all__ = [
     "prefetch",
     "read_index",
     "shared_pages",
-    "subtract",
     "verify",
     "write_index",
 ]

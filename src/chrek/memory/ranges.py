@@ -1,4 +1,4 @@
-"""Pieces of a process's address space, and the arithmetic on them.
+"""Pieces of a process's address space.
 
 A range is named by the process id inside the application's PID namespace: that id is what CRIU's images
 and the checkpoint know, and it is the same before and after a restore. The ids by which this program
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from chrek.system.ids import NsPid
-from chrek.system.runs import Run, RunSet, union
 
 PAGE: Final = 4096
 """Bytes in a page: x86-64 has no other base page size."""
@@ -69,16 +68,3 @@ def in_order(ranges: Iterable[Range]) -> list[Range]:
         if before.pid == after.pid and before.end > after.start:
             raise ValueError(f"ranges of process {after.pid} overlap at {after.start:#x}")
     return ordered
-
-
-def subtract(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
-    """Return what is left of *ranges* without the pages of *taken* (which may overlap), in order."""
-    holes: dict[NsPid, list[Run]] = {}
-    for hole in taken:
-        holes.setdefault(hole.pid, []).append((hole.start, hole.length))
-    sets = {pid: RunSet(union(runs)) for pid, runs in holes.items()}
-    left: list[Range] = []
-    for whole in in_order(ranges):
-        outside = sets.get(whole.pid, RunSet()).outside(whole.start, whole.length)
-        left.extend(replace(whole, start=start, length=length) for start, length in outside)
-    return left
