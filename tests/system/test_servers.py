@@ -79,9 +79,9 @@ class Clients:
     def ask(self) -> str:
         """Ask once, over a connection of its own."""
         if self.server.redis:
-            with socket.create_connection(("127.0.0.1", self.port), DEADLINE) as connection:
-                connection.sendall(b"INFO server\r\n")
-                text = connection.recv(65536).decode()
+            with socket.create_connection(("127.0.0.1", self.port), DEADLINE) as plain:
+                plain.sendall(b"INFO server\r\n")
+                text = plain.recv(65536).decode()
                 return text.partition("run_id:")[2].split()[0]
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
         try:
