@@ -65,12 +65,20 @@ COPY --from=bundle /opt/chrek/licenses/chrek /bundle/licenses/
 RUN find /site-packages -name '*.so*' -exec ldd {} + | awk '$2 == "=>" && $3 ~ "^/(usr/)?lib/" { print $3 }' | sort -u \
         | xargs python3 sbom.py /bundle /sbom --python /site-packages --native
 
+# What the labels say, in a file: buildah 1.28 takes a LABEL from its cache although an argument in it has changed, but not
+# behind a layer that has.
+FROM builder AS origin
+ARG VERSION
+ARG REVISION
+RUN printf '{"version": "%s", "revision": "%s"}\n' "$VERSION" "$REVISION" > /build.json
+
 FROM scratch AS agent
 COPY --from=bundle /opt/chrek /opt/chrek
 COPY --from=agent-packages /site-packages /opt/chrek/lib/site-packages
 COPY --from=agent-packages /native /opt/chrek/lib/native
 COPY --from=agent-sbom /sbom /opt/chrek
 COPY deploy/image/chrek /usr/local/bin/chrek
+COPY --from=origin /build.json /opt/chrek/
 ENV PATH=/usr/local/bin:/opt/chrek/bin
 ENTRYPOINT ["/usr/local/bin/chrek"]
 CMD ["--help"]
@@ -95,6 +103,7 @@ FROM ${BASE_IMAGE} AS placeholder
 COPY --from=bundle /opt/chrek /opt/chrek
 COPY --from=image-facts /facts /opt/chrek
 COPY --from=bundle /usr/local/bin/restore-entrypoint /usr/local/bin/smart-entrypoint.sh /usr/local/bin/
+COPY --from=origin /build.json /opt/chrek/
 ENTRYPOINT ["/usr/local/bin/smart-entrypoint.sh"]
 # The title, version and revision of the application stay those of its base image.
 ARG BASE_IMAGE

@@ -258,7 +258,9 @@ def test_labels_of_an_enabled_image(builder: Builder, tmp_path: Path) -> None:
 
 
 def test_agent_image_runs_the_command_line(workspace: Workspace, builder: Builder) -> None:
-    """`kubectl exec` finds chrek in it; its labels say what it is."""
+    """`kubectl exec` finds chrek in it; its labels say what it is, also where another version was built before."""
+    other = builder.build("--target", "agent", "--build-arg", "VERSION=0.0.1", "--tag", "localhost/chrek-agent:other")
+    assert other.status == 0, other.output
     image = build_agent(builder)
     about, labels = "org.opencontainers.image", builder.config(image)["Labels"]
     assert [labels[f"{about}.{key}"] for key in ("title", "version", "revision")] == ["chrek-agent", "1.2.3", "abc"]
