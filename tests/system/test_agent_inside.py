@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from chrek.agent import inside, liveness
+from chrek.engine import imagefacts
 from chrek.engine.container import Container as Engine
 from chrek.errors import Reason, Refused
 from containers import Mount, needs
@@ -34,7 +35,7 @@ def test_only_a_regular_file_is_a_ready_file(container: Make) -> None:
     assert inside.is_file(engine, "/tmp/link")
     for name in ("pipe", "folder", "device", "gone", "absent"):
         assert not inside.is_file(engine, f"/tmp/{name}"), name
-        assert inside.read_file(engine, f"/tmp/{name}") is None, name
+        assert engine.read_file(f"/tmp/{name}") is None, name
 
 
 def test_links_never_lead_out(container: Make, tmp_path: Path) -> None:
@@ -44,24 +45,24 @@ def test_links_never_lead_out(container: Make, tmp_path: Path) -> None:
     script = f"ln -s {secret} /tmp/absolute; ln -s ../../../../../../../../..{secret} /tmp/dots; ln -s /proc/1/root /tmp/root"
     engine = _started(container, script)
     for path in ("/tmp/absolute", "/tmp/dots", f"/tmp/root{secret}"):
-        assert inside.read_file(engine, path) is None, path
+        assert engine.read_file(path) is None, path
 
 
 def test_large_files_are_read_in_part(container: Make) -> None:
     """However large a file is, no more than 64 KiB of it come into the agent."""
     engine = _started(container, "truncate -s 1G /tmp/large")
-    data = inside.read_file(engine, "/tmp/large")
+    data = engine.read_file("/tmp/large")
     assert data is not None
     assert len(data) == 65536
 
 
 def test_build_id_is_believed_only_as_a_short_text(container: Make) -> None:
     """What checkpoint-enable wrote is read; nonsense in its place counts as nothing."""
-    assert inside.build_id(_started(container, "true")) is None
+    assert imagefacts.build_id(_started(container, "true")) is None
     good = _started(container, """mkdir -p /opt/chrek; echo '{"build_id": "abc"}' > /opt/chrek/image.json""")
-    assert inside.build_id(good) == "abc"
+    assert imagefacts.build_id(good) == "abc"
     bad = _started(container, """mkdir -p /opt/chrek; echo '{"build_id": ["a"]}' > /opt/chrek/image.json""")
-    assert inside.build_id(bad) is None
+    assert imagefacts.build_id(bad) is None
 
 
 def test_store_is_compared_by_device_and_inode(container: Make, tmp_path: Path) -> None:

@@ -266,7 +266,6 @@ class Captures:
             "allow": [reason.code for reason in allow],
             "liveness": chosen.liveness_seconds,
             "image": image_of(case.runtime),
-            "build_id": inside.build_id(case.container),
             "namespace": case.pod.namespace,
             "service_account": case.pod.service_account,
             "extra": case.extra,

@@ -13,7 +13,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from chrek.engine import imagefacts, signalfile
+from chrek.engine import signalfile
 from chrek.engine.container import Container, closing_fd
 from chrek.engine.replay import write_file
 from chrek.errors import CaptureFailed, Reason, Refused
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     from chrek.artifact import Marker
     from chrek.runtime.container import Container as RuntimeContainer
 
-_SMALL: Final = 64 << 10
 _FOLLOW: Final = fds.IN_ROOT | fds.NO_MAGICLINKS
-
-build_id = imagefacts.build_id
-"""What `checkpoint-enable` baked into the image, where it did."""
 
 
 def is_file(container: Container, path: str) -> bool:
@@ -44,27 +40,6 @@ def is_file(container: Container, path: str) -> bool:
             return False
         with closing_fd(held):
             return stat.S_ISREG(os.fstat(held).st_mode)
-
-
-def read_file(container: Container, path: str) -> bytes | None:
-    """Return the first 64 KiB of a regular file in the container, None when there is none.
-
-    Raises:
-        Refused: APP_NOT_FOUND, the container is gone.
-    """
-    with closing_fd(container.open_root()) as root:
-        try:
-            held = fds.openat2(root, os.fsencode(path.lstrip("/")), os.O_PATH, resolve=_FOLLOW)
-        except OSError:
-            return None
-        with closing_fd(held):
-            if not stat.S_ISREG(os.fstat(held).st_mode):
-                return None
-            try:
-                with open(f"/proc/self/fd/{held}", "rb", buffering=0) as file:
-                    return file.read(_SMALL)
-            except OSError:
-                return None
 
 
 def check_store(container: Container, location: str | None, store: str) -> None:
@@ -146,7 +121,7 @@ def read_signal(container: Container) -> dict[str, object]:
         Refused: APP_NOT_FOUND, the container is gone.
     """
     path = signalfile.path_in(container)
-    data = read_file(container, path) if path else None
+    data = container.read_file(path) if path else None
     with suppress(ValueError, RecursionError):
         found = json.loads(data or b"{}")
         return found if isinstance(found, dict) else {}

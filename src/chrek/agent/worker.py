@@ -92,7 +92,6 @@ def _capture(request: dict[str, Any], progress: Progress) -> dict[str, object]:
                 allow=allow,
                 settings=Settings(timeout=int(request["deadline"])),
                 image=request["image"],
-                build_id=request["build_id"],
                 namespace=request["namespace"],
                 service_account=request["service_account"],
                 extra=request["extra"],

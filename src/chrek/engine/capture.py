@@ -69,7 +69,7 @@ class Request:
         mode: ``auto`` takes a lazy dump where the limits allow it, else a plain one.
         allow: refusals that the user overrides.
         exclude: patterns of files to leave out.
-        image, build_id, namespace, service_account: provenance, where known.
+        image, namespace, service_account: provenance, where known.
         extra: further keys for the marker, such as a pod's UID.
         instead_of: `chrek.store.identity` of what this checkpoint takes the place of; None takes the place of anything.
     """
@@ -84,7 +84,6 @@ class Request:
     settings: Settings = Settings()
     workers: int | None = None
     image: str | None = None
-    build_id: str | None = None
     namespace: str | None = None
     service_account: str | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
@@ -192,7 +191,7 @@ def _preflight(request: Request) -> _Found:
         used=facts.used_files(subject, paths),
         gpu=on_gpu,
         command=procfs.command_line(subject.tree[0]),
-        build_id=request.build_id or imagefacts.build_id(container),
+        build_id=imagefacts.build_id(container),
     )
 
 

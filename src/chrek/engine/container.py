@@ -7,6 +7,7 @@ container's root; nothing believes what the container says of itself beyond what
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _RUNTIME_MOUNTS = ("/proc", "/sys", "/dev", "/dev/pts", "/dev/mqueue", "/dev/con
 OWN_VOLUME = "chrek"
 """Source of a memory file system that `chrek run` mounts for the application alone, as mountinfo shows it."""
 
+_SMALL = 64 << 10
 _EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
 
 
@@ -79,6 +81,28 @@ class Container:
             return os.open(f"/proc/{self.pid1}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise Refused(Reason.APP_NOT_FOUND, f"The root of process {self.pid1}: {error.strerror}.") from error
+
+    def read_file(self, path: str) -> bytes | None:
+        """Return the first 64 KiB of a regular file in the container, None when there is none.
+
+        It is held before it is opened, so that no FIFO blocks and no device driver runs; no link leads out of the root.
+
+        Raises:
+            Refused: ``APP_NOT_FOUND``, when PID 1 is gone.
+        """
+        with closing_fd(self.open_root()) as root:
+            try:
+                held = fds.openat2(root, os.fsencode(path.lstrip("/")), os.O_PATH, resolve=fds.IN_ROOT | fds.NO_MAGICLINKS)
+            except OSError:
+                return None
+            with closing_fd(held):
+                if not stat.S_ISREG(os.fstat(held).st_mode):
+                    return None
+                try:
+                    with open(f"/proc/self/fd/{held}", "rb", buffering=0) as file:
+                        return file.read(_SMALL)
+                except OSError:
+                    return None
 
     def application(self) -> HostPid:
         """Return the root of the application's process tree.

@@ -7,19 +7,13 @@ workload may have changed it, so a difference refuses a restore, and no differen
 from __future__ import annotations
 
 import json
-import os
-import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
-
-from chrek.engine.container import closing_fd
-from chrek.rootfs import fd as fds
 
 if TYPE_CHECKING:
     from chrek.engine.container import Container
 
-PATH: Final = "opt/chrek/image.json"
-_LARGEST: Final = 64 << 10
+PATH: Final = "/opt/chrek/image.json"
 _LONGEST: Final = 256
 
 
@@ -30,25 +24,8 @@ def build_id(container: Container) -> str | None:
         Refused: ``APP_NOT_FOUND``, the container is gone.
     """
     with suppress(ValueError, RecursionError):
-        found = json.loads(_read(container) or b"null")
+        found = json.loads(container.read_file(PATH) or b"null")
         value = found.get("build_id") if isinstance(found, dict) else None
         if isinstance(value, str) and value and len(value) <= _LONGEST and value.isprintable():
             return value
     return None
-
-
-def _read(container: Container) -> bytes | None:
-    """Return what the file holds; it is opened once it is known to be a regular one, and no link leads out."""
-    with closing_fd(container.open_root()) as root:
-        try:
-            held = fds.openat2(root, PATH.encode(), os.O_PATH, resolve=fds.IN_ROOT | fds.NO_MAGICLINKS)
-        except OSError:
-            return None
-        with closing_fd(held):
-            if not stat.S_ISREG(os.fstat(held).st_mode):
-                return None
-            try:
-                with open(f"/proc/self/fd/{held}", "rb", buffering=0) as file:
-                    return file.read(_LARGEST)
-            except OSError:
-                return None
