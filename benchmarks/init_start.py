@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -54,7 +55,11 @@ def container() -> float:
 
 
 def _links(pid: int) -> str:
-    return " ".join(os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd"))
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed between the two
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return " ".join(found)
 
 
 def main() -> None:
