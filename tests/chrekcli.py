@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -49,6 +50,14 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} has not happened in {DEADLINE} s"
         time.sleep(0.01)
+
+
+def reserve_port() -> socket.socket:
+    """Hold a port for a server that is yet to start, which may bind it too: neither listens yet (SO_REUSEADDR, socket(7))."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 def python(code: str) -> list[str]:

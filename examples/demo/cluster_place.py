@@ -7,13 +7,12 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from cluster import flow
 from cluster.kube import Cluster, ClusterError, Layout
 from cluster.kube.layout import CHECKOUT, KUBELET_ROOT
 from cluster.kube.lifecycle import borrowed, exclusive
-from cluster.workspace import Manifest, Workspace
+from cluster.workspace import Workspace
 
 CHART = str(CHECKOUT / "deploy/helm/charts/chrek")
 
@@ -26,7 +25,7 @@ def installed(cluster: Cluster, namespace: str) -> Iterator[Workspace]:
     there = seccomp.exists()
     with Workspace.make(cluster, namespace) as workspace:
         try:
-            workspace.apply(_volume(namespace, store))
+            workspace.apply(flow.host_volume(namespace, store))
             values = {"storage.pvc.storageClass": namespace, "containerRuntime.storage": cluster.layout.containerd_root}
             options = [f"--set={name}={value}" for name, value in values.items()]
             cluster.helm("install", "chrek", CHART, f"--namespace={namespace}", *options, "--wait", "--timeout=120s")
@@ -52,20 +51,6 @@ def _insist(command: Callable[..., str], *words: str) -> None:
             command(*words)
             return
     command(*words)
-
-
-def _volume(name: str, store: Path) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": name},
-        "spec": {
-            "capacity": {"storage": "100Gi"},
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": name,
-            "hostPath": {"path": str(store), "type": "DirectoryOrCreate"},
-        },
-    }
 
 
 @contextlib.contextmanager

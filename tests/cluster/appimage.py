@@ -7,10 +7,9 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from cluster.builder import Builder
+from cluster.builder import Builder, plain_root
 from cluster.kube import Cluster
 from cluster.kube.images import pack
 from cluster.kube.layout import CHECKOUT
@@ -71,16 +70,11 @@ def _on_node(cluster: Cluster, name: str, *, bundle: bool, command: list[str]) -
     for old in here:
         if old.startswith(f"{name}:"):
             cluster.remove_image(old)
-    # Beside the base, on one file system: unchanged files are hard links.
-    with tempfile.TemporaryDirectory(dir=CHECKOUT / ".cache") as temporary:
-        root, archive = Path(temporary, "root"), Path(temporary, "image.tar")
-        subprocess.run(["cp", "-al", str(base_root()), str(root)], check=True)
-        shutil.rmtree(root / "opt/chrek")
-        for program in (root / "usr/local/bin").iterdir():
-            program.unlink()
+    with plain_root() as root:
         if bundle:
             lay_out(root)
         shutil.copytree(APPS, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
+        archive = root.with_name("image.tar")
         pack(name=tagged, root=root, archive=archive, command=command)
         cluster.import_image(archive)
     return tagged

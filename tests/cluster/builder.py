@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,19 @@ from containers.layout import base_root
 
 DEBIAN_IMAGE = "localhost/debian:trixie"
 CONTEXT = CHECKOUT / "deploy" / "chrek"
+
+
+@contextlib.contextmanager
+def plain_root() -> Iterator[Path]:
+    """A copy of the tests' base root with nothing of ChReK in it; there is room beside it for an archive."""
+    # Beside the base, on one file system: unchanged files are hard links.
+    with tempfile.TemporaryDirectory(dir=CHECKOUT / ".cache") as temporary:
+        root = Path(temporary, "root")
+        subprocess.run(["cp", "-al", str(base_root()), str(root)], check=True)
+        shutil.rmtree(root / "opt/chrek")
+        for program in (root / "usr/local/bin").iterdir():
+            program.unlink()
+        yield root
 
 
 @dataclass(frozen=True)
@@ -108,15 +123,10 @@ class Builder:
 
     def make_plain(self, name: str, *, command: list[str], app: Path | None = None) -> None:
         """Make an image of the tests' base root, Debian with Python, with nothing of ChReK; `app` becomes its /app."""
-        # Beside the base, on one file system: unchanged files are hard links.
-        with tempfile.TemporaryDirectory(dir=CHECKOUT / ".cache") as temporary:
-            root, archive = Path(temporary, "root"), Path(temporary, "image.tar")
-            subprocess.run(["cp", "-al", str(base_root()), str(root)], check=True)
-            shutil.rmtree(root / "opt/chrek")
-            for program in (root / "usr/local/bin").iterdir():
-                program.unlink()
+        with plain_root() as root:
             if app is not None:
                 shutil.copytree(app, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
+            archive = root.with_name("image.tar")
             pack(name=name, root=root, archive=archive, command=command)
             self.pull_archive(archive)
 

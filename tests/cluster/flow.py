@@ -79,6 +79,21 @@ def _pod(name: str, labels: dict[str, str], main: Manifest) -> Manifest:
     }
 
 
+def host_volume(name: str, store: Path) -> Manifest:
+    """A volume on a folder of the node, for claims of the storage class *name*."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "100Gi"},
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": name,
+            "hostPath": {"path": str(store), "type": "DirectoryOrCreate"},
+        },
+    }
+
+
 def claim(workspace: Workspace, store: Path) -> None:
     """Make the claim ``chrek-pvc`` on a folder of the node."""
     name = f"{workspace.namespace}-store"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +18,8 @@ from cluster import flow
 from cluster.appimage import APPS
 from cluster.builder import Builder
 from cluster.kube import Cluster, ClusterError
-from cluster.kube.images import pack
 from cluster.kube.layout import CHECKOUT, KUBELET_ROOT
 from cluster.workspace import Workspace, kubernetes
-from containers.layout import base_root
 
 pytestmark = pytest.mark.timeout(900)
 CHART = str(CHECKOUT / "deploy" / "helm" / "charts" / "chrek")
@@ -43,25 +38,12 @@ class Installed:
         return self.workspace.cluster.kubectl("--namespace", self.workspace.namespace, *words)
 
 
-def _make_base(builder: Builder) -> None:
-    """The guide's server on Debian with Python, which knows nothing of ChReK."""
-    with tempfile.TemporaryDirectory(dir=CHECKOUT / ".cache") as temporary:
-        root, archive = Path(temporary, "root"), Path(temporary, "image.tar")
-        subprocess.run(["cp", "-al", str(base_root()), str(root)], check=True)
-        shutil.rmtree(root / "opt/chrek")
-        for program in (root / "usr/local/bin").iterdir():
-            program.unlink()
-        shutil.copytree(APPS, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
-        pack(name=BASE, root=root, archive=archive, command=["python3", "/app/server.py"])
-        builder.pull_archive(archive)
-
-
 @pytest.fixture(scope="module")
 def installed(cluster: Cluster) -> Iterator[Installed]:
     """Build both images, then install the chart as the guide does."""
     builder = Builder(cluster)
     builder.make_debian()
-    _make_base(builder)
+    builder.make_plain(BASE, command=["python3", "/app/server.py"], app=APPS)
     done = builder.checkpoint_enable(BASE, ENABLED)
     assert done.status == 0, done.output
     done = builder.build("--target", "agent", "--tag", AGENT)
@@ -72,19 +54,7 @@ def installed(cluster: Cluster) -> Iterator[Installed]:
     store = cluster.layout.run / f"{name}-store"
     flow.remove_signals()
     with Workspace.make(cluster, name) as workspace:
-        workspace.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": name},
-                "spec": {
-                    "capacity": {"storage": "100Gi"},
-                    "accessModes": ["ReadWriteMany"],
-                    "storageClassName": name,
-                    "hostPath": {"path": str(store), "type": "DirectoryOrCreate"},
-                },
-            }
-        )
+        workspace.apply(flow.host_volume(name, store))
         values = ["storage.pvc.size=100Gi", f"storage.pvc.storageClass={name}"]
         values.append(f"containerRuntime.storage={cluster.layout.containerd_root}")
         options = [word for value in values for word in ("--set", value)]

@@ -88,19 +88,8 @@ def shell(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
     # containerd's storage is in another place here than on a node of its own.
     storage = f"--set=containerRuntime.storage={cluster.layout.containerd_root}"
     _program(tmp_path / "helm", f'exec {cluster.layout.binaries}/helm "$@" {storage}')
-    volume = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": CLASS},
-        "spec": {
-            "capacity": {"storage": "100Gi"},
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": CLASS,
-            "hostPath": {"path": str(tmp_path / "store"), "type": "DirectoryOrCreate"},
-        },
-    }
     api = kubernetes.config.new_client_from_config(config_file=str(cluster.kubeconfig))
-    kubernetes.utils.create_from_dict(api, volume)
+    kubernetes.utils.create_from_dict(api, flow.host_volume(CLASS, tmp_path / "store"))
     before = set(cluster.images())
     try:
         yield builder.environment | {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from chrekcli import DEADLINE, Running, chrek, until
+from chrekcli import DEADLINE, Running, chrek, reserve_port, until
 from containers import needs
 
 pytestmark = needs("root", "criu")
@@ -120,20 +120,19 @@ class Clients:
                 thread.join()
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that stays the test's."""
+    with reserve_port() as held:
+        yield int(held.getsockname()[1])
 
 
 @pytest.mark.parametrize("name", sorted(SERVERS))
-def test_server(name: str, tmp_path: Path) -> None:
+def test_server(name: str, port: int, tmp_path: Path) -> None:
     """No client fails while it is captured, and the restored server is the one that was captured."""
     server = SERVERS[name]
     if shutil.which(server.program) is None:
         pytest.skip(f"{server.program} is not installed")
-    port = free_port()
     file = tmp_path / server.file[0]
     file.write_text(server.file[1].format(port=port, place=tmp_path))
     command = ["sh", "-c", "exec " + server.command.format(port=port, place=tmp_path, file=file)]

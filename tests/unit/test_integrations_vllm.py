@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -27,6 +26,7 @@ from chrek.workload.pool.cuda import Cuda
 from chrek.workload.pool.layout import BLOBS
 from chrek.workload.pool.memory import Segment, drop, fill, reserve
 from chrek.workload.pool.places import home
+from chrekcli import reserve_port
 from gpu import cudastandin
 
 MIB = 1 << 20
@@ -418,14 +418,6 @@ class Job:
         """What the server was asked, and whether with the token; `/health` once."""
         lines = [line for line in self.log.read_text().splitlines() if not line.startswith("{")]
         return list(dict.fromkeys(lines))
-
-
-def reserve_port() -> socket.socket:
-    """Hold a port for the fake server, which may bind it too: neither listens yet (SO_REUSEADDR, socket(7))."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held
 
 
 ASLEEP = ["GET /health True", "GET /v1/models True", "POST /v1/completions True", "POST /sleep?level=1 True"]
